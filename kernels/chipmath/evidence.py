@@ -1,0 +1,187 @@
+"""Results that carry their evidence: computed, compiled, measured or cited.
+
+A page never writes a badge. It wraps a result in the kind of evidence that stands behind it and shows or glues the
+wrapper; the badge is part of how the wrapper displays itself::
+
+    Computed(33 / 32, ".5f")                       # 1.03125, badge "computed"
+    Cited(2.5, ".1f", unit="PFLOP/s", source="amd2025mi355x")
+    Computed(Table(["block", "SQNR in dB"], rows))   # a table with its badge below
+    Cited(Computed(figure), source="pandey2026occupancy")   # two kinds in one figure: two badges
+
+In prose the wrapper is glued and quoted with the role ``{evidence}`key```, which refuses anything else.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from html import escape
+from typing import Any, ClassVar
+
+# Symbol shown in running text, where a whole word after every number would drown the sentence.
+SYMBOLS = {"computed": "=", "compiled": "‹›", "measured": "±", "cited": "”"}
+NO_BREAK_SPACE = "\u00a0"
+METADATA_KEY = "chipmath-evidence"  # marks a glued result for the {evidence} role
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under named columns, formatted one column at a time.
+
+    columns  header texts, each with its unit where it has one
+    rows     sequences as long as ``columns``; a cell is a number, a string, None (shown as an en dash) or an Evidence
+    specs    format specifications, one a column ("" for text); a cell that is a string ignores it
+    caption  what the table says, shown above it
+
+    Raises ValueError where a row or ``specs`` has another length than ``columns``, or a number is not finite.
+    """
+
+    columns: list[str]
+    rows: list[list[Any]]
+    specs: list[str] | None = None
+    caption: str = ""
+
+    def __post_init__(self):
+        """Check the shape once, so that a wrong table fails where it is made."""
+        for row in [*self.rows, self.specs or self.columns]:
+            if len(row) != len(self.columns):
+                raise ValueError(f"{len(row)} cells {list(row)!r} for {len(self.columns)} columns {self.columns!r}")
+
+    def _repr_html_(self) -> str:
+        specs = self.specs or [""] * len(self.columns)
+        numeric = [all(not isinstance(row[i], str) for row in self.rows) for i in range(len(self.columns))]
+        align = [' class="number"' if is_number else "" for is_number in numeric]
+        head = "".join(f'<th scope="col"{a}>{escape(c)}</th>' for c, a in zip(self.columns, align))
+        body = "".join(
+            "<tr>" + "".join(f"<td{a}>{_cell(v, s)}</td>" for v, s, a in zip(row, specs, align)) + "</tr>"
+            for row in self.rows
+        )
+        caption = f"<caption>{escape(self.caption)}</caption>" if self.caption else ""
+        # A table wider than a phone scrolls inside its own box; the box must then be reachable by keyboard.
+        label = escape(self.caption or "result table")
+        return (
+            f'<div class="result-table" tabindex="0" role="region" aria-label="{label}">'
+            f'<table class="result">{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        )
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A result and what stands behind it; use one of the four subclasses.
+
+    content  a number, a string, or something that displays itself (a Table, a figure, another Evidence)
+    spec     format specification of a number, as in ``format(content, spec)``
+    unit     appended with a space that does not break; "%" needs none, as the specification ``.1%`` writes it
+    """
+
+    content: Any
+    spec: str = ""
+    unit: str = ""
+    kind: ClassVar[str] = ""
+
+    def __post_init__(self):
+        """Refuse a number that is not finite: in a sentence it is a mistake, never a finding."""
+        if not self.kind:
+            raise TypeError("Evidence has four kinds: use Computed, Compiled, Measured or Cited")
+        _finite(self.content)
+
+    def detail(self) -> str:
+        """Say what stands behind the result, in one line for the tooltip."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        """Return the result as text, without badge."""
+        text = _text(self.content, self.spec)
+        return f"{text}{NO_BREAK_SPACE}{self.unit}" if self.unit else text
+
+    def badge(self, *, word: bool) -> str:
+        """Return the badge as HTML: the kind's word under tables and figures, its symbol in running text."""
+        return (
+            f'<span class="evidence evidence-{self.kind}" tabindex="0" role="note"{self._attributes()} '
+            f'aria-label="{escape(self.kind + ": " + self.detail())}" data-tip="{escape(self.detail())}">'
+            f"{self.kind if word else SYMBOLS[self.kind]}</span>"
+        )
+
+    def badges(self, *, word: bool) -> str:
+        """Return the badges of this result and of every result nested in it, outermost last."""
+        inner = self.content.badges(word=word) if isinstance(self.content, Evidence) else ""
+        return inner + self.badge(word=word)
+
+    def inline_html(self) -> str:
+        """Return value and symbol for running text; the two stay on one line."""
+        return f'<span class="evidence-value">{escape(str(self))}{self.badges(word=False)}</span>'
+
+    def _attributes(self) -> str:
+        return ""
+
+    def _innermost(self) -> Any:
+        return self.content._innermost() if isinstance(self.content, Evidence) else self.content
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+        shown = self._innermost()
+        data: dict[str, Any] = {"text/plain": str(self)}
+        if hasattr(shown, "_repr_mimebundle_"):
+            data |= shown._repr_mimebundle_(include, exclude)
+        elif hasattr(shown, "_repr_html_"):
+            data["text/html"] = shown._repr_html_()
+        if "text/html" in data:
+            data["text/html"] += f'<div class="evidence-line">{self.badges(word=True)}</div>'
+        else:
+            data["text/html"] = self.inline_html()
+        return data, {METADATA_KEY: {"kind": self.kind}}
+
+
+@dataclass(frozen=True)
+class Computed(Evidence):
+    """Arithmetic run when the page was built, by the code beside it."""
+
+    kind: ClassVar[str] = "computed"
+
+    def detail(self) -> str:
+        """Say that the page's own code produced it."""
+        return "arithmetic run when this page was built"
+
+
+@dataclass(frozen=True)
+class Cited(Evidence):
+    """Somebody else's figure; ``source`` is a key of references.bib, which the book's build looks up."""
+
+    source: str = ""
+    kind: ClassVar[str] = "cited"
+
+    def __post_init__(self):
+        """Refuse a citation without a source."""
+        super().__post_init__()
+        if not self.source:
+            raise ValueError(f"Cited({self.content!r}) needs source=, a key of references.bib")
+
+    def detail(self) -> str:
+        """Name the source; the built book puts the bibliography's line here."""
+        return self.source
+
+    def _attributes(self) -> str:
+        return f' data-cite="{escape(self.source)}"'
+
+
+def _finite(value: Any) -> None:
+    """Raise ValueError for a number that is NaN or infinite."""
+    if not isinstance(value, (str, Evidence)) and hasattr(value, "__float__") and not math.isfinite(float(value)):
+        raise ValueError(f"a result must be finite, got {float(value)}")
+
+
+def _text(content: Any, spec: str) -> str:
+    if isinstance(content, Evidence):
+        return str(content)
+    if isinstance(content, str) or not hasattr(content, "__float__"):
+        return str(content) if isinstance(content, str) else repr(content)
+    # item() turns a NumPy or torch scalar into the Python number that every specification knows
+    return format(content.item() if hasattr(content, "item") else content, spec)
+
+
+def _cell(value: Any, spec: str) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, Evidence):
+        return value.inline_html()
+    _finite(value)
+    return escape(_text(value, spec))

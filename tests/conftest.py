@@ -1,0 +1,64 @@
+"""Shared by all tests: where the book is, and a toy book that uses the real configuration and extension."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+PAGE = """---
+file_format: mystnb
+kernelspec: {name: python3, display_name: Python 3}
+---
+# A page
+
+```{code-cell} ipython3
+from myst_nb import glue
+from chipmath.evidence import Cited, Computed, Table
+glue("ratio", Computed(33 / 32, ".5f"), display=False)
+glue("bare", 33 / 32, display=False)
+```
+
+A block takes {evidence}`ratio` bytes a value.
+"""
+
+
+class ToyBook:
+    """A book of two pages in a folder of its own, built with the real ``_config.yml`` and ``_ext/``."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        for name in ("_config.yml", "_ext", "_vendor", "_static"):
+            source = ROOT / name
+            shutil.copytree(source, root / name) if source.is_dir() else shutil.copy(source, root / name)
+        (root / "kernels/chipmath").mkdir(parents=True)
+        (root / "kernels/chipmath/reference.py").write_text("BLOCK = 32\n")
+        (root / "_toc.yml").write_text("format: jb-book\nroot: intro\nchapters:\n- file: page\n- file: references\n")
+        (root / "intro.md").write_text("# Intro\n\nSee {doc}`page`.\n")
+        (root / "references.md").write_text("# References\n\n```{bibliography}\n:all:\n```\n")
+        (root / "references.bib").write_text("@misc{spec2023, author={Ann Bee}, title={A Title}, year={2023}}\n")
+        self.page = root / "page.md"
+        self.page.write_text(PAGE)
+
+    def add(self, text: str) -> None:
+        """Append text to the page."""
+        self.page.write_text(self.page.read_text() + text)
+
+    def build(self) -> tuple[int, str]:
+        """Build as the Makefile does; return exit status and output."""
+        command = [Path(sys.executable).with_name("jupyter-book"), "build", ".", "-W", "-n", "--keep-going"]
+        result = subprocess.run(command, cwd=self.root, capture_output=True, text=True)
+        return result.returncode, result.stdout + result.stderr
+
+    def html(self, name: str = "page") -> str:
+        """Return a built page."""
+        return (self.root / f"_build/html/{name}.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def toy_book(tmp_path):
+    """Return a fresh toy book."""
+    return ToyBook(tmp_path)
