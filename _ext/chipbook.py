@@ -77,10 +77,11 @@ def gpus() -> list[str]:
 def execution_key(root: Path, settings: dict[str, str]) -> str:
     """Return the digest of all that can change a page's results besides its own cells.
 
-    root      the book: every file under kernels/ counts (package, recordings, .cu and .hip sources)
+    root      the book: every file under kernels/ (package, recordings, .cu and .hip sources) and chapters/data/ counts
     settings  execution settings, versions and devices
     """
-    files = [p for p in (root / "kernels").rglob("*") if p.is_file() and not _generated(p)]
+    found = [*(root / "kernels").rglob("*"), *(root / "chapters/data").rglob("*")]
+    files = [path for path in found if path.is_file() and not _generated(path)]
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -272,7 +273,7 @@ def pages_quoting_changed(app, env, added, changed, removed) -> list[str]:
 
 def refuse_typed_badges(app, docname, source) -> None:
     """Fail the build where a page writes a badge itself: a badge is the display of a result object, nothing else."""
-    typed = re.search(r"evidence evidence-|class\s*=\s*[\"']?evidence|data-cite", source[0])
+    typed = re.search(r"evidence evidence-|class\s*=\s*[\"']?evidence|data-(cite|recording|live)", source[0])
     if typed:
         line = source[0][: typed.start()].count("\n") + 1
         raise ExtensionError(f"{docname}:{line}: a badge is typed by hand ({typed.group()!r}); glue a result instead")
@@ -327,6 +328,8 @@ class Corrections(SphinxDirective):
         article = self.arguments[0]
         if article not in entries:
             raise ExtensionError(f"{self.env.docname}: corrections.yml has no {article!r}, only {', '.join(entries)}")
+        if not entries[article]:
+            return [nodes.paragraph("", "Nothing so far.")]
         lines = [":::{list-table}", ":header-rows: 1", "", "* - The first edition", "  - What holds", "  - Shown in"]
         for entry in entries[article]:
             lines += [f"* - {entry['claim']}", f"  - {entry['right']}", f"  - {entry['shown']}"]

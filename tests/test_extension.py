@@ -11,6 +11,8 @@ def test_execution_key_sees_every_change_that_can_change_a_result(tmp_path):
     (package / "recorded").mkdir(parents=True)
     settings = {"torch": "2.13.0", "nb_execution_timeout": "300", "gpus": "[]"}
     files = [package / "quantize.py", package / "ilp.cu", package / "recorded/run.json"]
+    files.append(tmp_path / "chapters/data/sweep.csv")
+    files[-1].parent.mkdir(parents=True)
     for path in files:
         path.write_text("1")
     keys = [chipbook.execution_key(tmp_path, settings)]
