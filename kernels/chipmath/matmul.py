@@ -1,0 +1,70 @@
+"""Matrix products of block-scaled tensors: the dot product of OCP MX v1.0, sec. 6.1 and 6.2.
+
+A block contributes X_A * X_B * sum(P_A * P_B), and an output element is the sum over its blocks. The specification
+leaves the internal precision and the order open. Here everything is float64, rounded to float32 once, at the end:
+
+- Scale times element is exact, and so is every product: two elements need at most 14 bits together, and their scales
+  only move the exponent, to between 2**-286 and 2**286, well inside float64. So scaling may come before the sum.
+- Only the sum is rounded. Before the last rounding it is off by at most (K - 1) * 2**-53 * sum(|a * b|), and not at all
+  where 53 bits hold it, as they hold every block of 32 without E5M2: products of E4M3 are multiples of 2**-18, and 32
+  of them stay below 2**23, which is 41 bits.
+
+A NaN scale makes every output of its row NaN. What exceeds float32 after the sum is Inf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from chipmath.quantize import MXTensor
+
+
+def matmul(a: MXTensor, b: MXTensor) -> Tensor:
+    """``a @ b.T`` for ``a`` (M, K) and ``b`` (N, K), both blocked along K: float32 (M, N). Formats may differ."""
+    _check_pair(a, b, ndim_b=2)
+    return (a.dequantize(torch.float64) @ b.dequantize(torch.float64).T).float()
+
+
+def grouped_matmul(a: MXTensor, b: MXTensor, sizes: Sequence[int] | Tensor) -> Tensor:
+    """One ``matmul`` a group of rows, as in a mixture of experts: float32 (sum(sizes), N).
+
+    a      (sum(sizes), K), the rows of group 0, then those of group 1, ...; blocked along K
+    b      (G, N, K), blocked along K: rows of group g meet b[g]
+    sizes  G row counts; 0 is fine
+    """
+    _check_pair(a, b, ndim_b=3)
+    sizes = _checked_sizes(sizes, groups=len(b.elements), rows=len(a.elements))
+    out = torch.empty(sum(sizes), b.elements.shape[1], device=a.elements.device)
+    for part, *of_a, elements, scales in zip(
+        out.split(sizes), a.elements.split(sizes), a.scales.split(sizes), b.elements, b.scales
+    ):
+        part[:] = matmul(MXTensor(*of_a, a.fmt, -1, a.block), MXTensor(elements, scales, b.fmt, -1, b.block))
+    return out
+
+
+def _check_pair(a: MXTensor, b: MXTensor, ndim_b: int) -> None:
+    for name, operand, ndim in (("a", a, 2), ("b", b, ndim_b)):
+        if not isinstance(operand, MXTensor):
+            raise TypeError(f"{name} must be an MXTensor, got {type(operand).__name__}")
+        if operand.elements.ndim != ndim:
+            raise ValueError(f"{name} must have {ndim} dimensions, got shape {tuple(operand.elements.shape)}")
+        if operand.axis not in (-1, ndim - 1):
+            raise ValueError(f"{name} must be blocked along K, its last axis, got axis {operand.axis}")
+    if a.elements.shape[-1] != b.elements.shape[-1]:
+        raise ValueError(f"K differs: {a.elements.shape[-1]} in a, {b.elements.shape[-1]} in b")
+    if a.block != b.block:
+        raise ValueError(f"block differs: {a.block} in a, {b.block} in b")
+
+
+def _checked_sizes(sizes: Sequence[int] | Tensor, groups: int, rows: int) -> list[int]:
+    sizes = sizes.tolist() if isinstance(sizes, Tensor) else list(sizes)
+    if any(not isinstance(size, int) or size < 0 for size in sizes):
+        raise ValueError(f"sizes must be row counts, got {sizes}")
+    if len(sizes) != groups:
+        raise ValueError(f"b has {groups} groups, sizes has {len(sizes)}")
+    if sum(sizes) != rows:
+        raise ValueError(f"a has {rows} rows, sizes add up to {sum(sizes)}")
+    return sizes
