@@ -140,6 +140,21 @@ def test_second_call_does_nothing_until_a_requirement_changes(shop, parent):
     assert versions(book / ".venv/bin/python", index)["extra"] == "1.0"
 
 
+def test_a_venv_of_the_readers_own_is_used_and_not_cleared(shop, parent):
+    index, book = shop
+    wheel(index, *CPU_BUILD)
+    wheel(index, "notes", "1.0", [])
+    run([sys.executable, "-m", "venv", book / ".venv"], index)
+    python = book / ".venv/bin/python"
+    run([python, "-m", "pip", "install", "-q", "notes", "torch"], index)
+    wheel(index, *NEWEST)
+    prepare(parent, index, book)
+    found = versions(python, index)
+    assert found["notes"] == "1.0"
+    assert found["torch"] == "2.13.0"
+    assert "jupyter-book" in found
+
+
 def test_torch_index_is_where_torch_comes_from(shop, parent, tmp_path):
     """TORCH_INDEX names a simple index: torch is found there although the shop has none."""
     index, book = shop

@@ -12,12 +12,14 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 TORCH = "torch==2.13.0"
 TRITON = "triton==3.9.0"
+MARKER = "made-from"  # in a .venv that this script made, and may make again
 FROZEN = ("torch", "triton", "triton-rocm", "pytorch-triton-rocm", "numpy")
 REQUIREMENTS = {
     "book": ["requirements.txt"],
@@ -48,13 +50,17 @@ def probe(python: str | Path) -> dict:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def make_venv(venv: Path, parent: dict) -> None:
+def make_venv(venv: Path, parent: dict, marker: str) -> None:
     """Create ``venv``; where ``parent`` has a torch, let the venv see everything that the parent sees.
 
     A .pth line does what --system-site-packages cannot: a venv made from a venv does not see its packages.
     """
+    if venv.exists():
+        shutil.rmtree(venv)
+    venv.mkdir()
+    (venv / MARKER).write_text(marker)  # first, so that an interrupted run leaves a venv that is known to be ours
     inherit = parent["torch"] is not None
-    command = [sys.executable, "-m", "venv", "--clear", str(venv)]
+    command = [sys.executable, "-m", "venv", str(venv)]
     result = subprocess.run([*command, "--without-pip"] if inherit else command, capture_output=True, text=True)
     if result.returncode:
         sys.exit(f"cannot create {venv} (on Debian: apt install python3-venv):\n{result.stdout}{result.stderr}")
@@ -106,26 +112,26 @@ def stamp(root: Path, purpose: str, parent: dict) -> str:
 
 
 def prepare(root: Path, purpose: str) -> Path:
-    """Make or update ``root``/.venv and return its python; a second call with nothing changed does nothing."""
+    """Make or update ``root``/.venv and return its python; a second call with nothing changed does nothing.
+
+    A .venv that the reader made is used and never cleared.
+    """
     venv = root / ".venv"
     python = venv / "bin" / "python"
-    inside = Path(sys.prefix).resolve() == venv.resolve()  # make was started with .venv active
     parent = probe(sys.executable)
-    if inside:
-        install(python, root, purpose)
-        return python
     done = venv / f"prepared-{purpose}"
     wanted = stamp(root, purpose, parent)
     if python.exists() and done.exists() and done.read_text() == wanted:
         return python
-    made_from = venv / "made-from"
-    origin = json.dumps([sys.executable, sys.version, parent["torch"]])
-    if not (python.exists() and made_from.exists() and made_from.read_text() == origin):
-        make_venv(venv, parent)
-        made_from.write_text(origin)
+    marker = json.dumps([sys.executable, sys.version, parent["torch"]])
+    started_inside = Path(sys.prefix).resolve() == venv.resolve()
+    made_by_reader = python.exists() and not (venv / MARKER).exists()
+    if not (started_inside or made_by_reader):
+        if not (python.exists() and (venv / MARKER).read_text() == marker):
+            make_venv(venv, parent, marker)
+        if parent["torch"] and probe(python)["torch"] != parent["torch"]:
+            sys.exit(f"{python} imports torch from {probe(python)['torch']}, not from {parent['torch']}")
     install(python, root, purpose)
-    if parent["torch"] and probe(python)["torch"] != parent["torch"]:
-        sys.exit(f"{python} imports torch from {probe(python)['torch']}, not from {parent['torch']}")
     done.write_text(wanted)
     return python
 
