@@ -5,6 +5,7 @@ wrapper; the badge is part of how the wrapper displays itself::
 
     Computed(33 / 32, ".5f")                       # 1.03125, badge "computed"
     Cited(2.5, ".1f", unit="PFLOP/s", source="amd2025mi355x")
+    Compiled(106, "d", unit="registers", recording=recordings.newest("matrix_chains"))
     Computed(Table(["block", "SQNR in dB"], rows))   # a table with its badge below
     Cited(Computed(figure), source="pandey2026occupancy")   # two kinds in one figure: two badges
 
@@ -18,13 +19,16 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, ClassVar
 
+from chipmath.recordings import Recording, is_recorded
+
 # Symbol shown in running text, where a whole word after every number would drown the sentence.
 SYMBOLS = {"computed": "=", "compiled": "‹›", "measured": "±", "cited": "”"}
 NO_BREAK_SPACE = "\u00a0"
 METADATA_KEY = "chipmath-evidence"  # marks a glued result for the {evidence} role
+OLDER_CODE = "recorded, older code"  # the experiment's source files have changed since
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table:
     """Rows under named columns, formatted one column at a time.
 
@@ -47,9 +51,24 @@ class Table:
             if len(row) != len(self.columns):
                 raise ValueError(f"{len(row)} cells {list(row)!r} for {len(self.columns)} columns {self.columns!r}")
 
+    def __repr__(self) -> str:
+        """Return the table as text with aligned columns, for terminals and notebooks without HTML."""
+        specs, numeric = self._specs(), self._numeric()
+        lines = [list(self.columns), *([_plain_cell(v, s) for v, s in zip(row, specs)] for row in self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
+        lines.insert(1, ["-" * width for width in widths])
+        adjust = [str.rjust if is_number else str.ljust for is_number in numeric]
+        text = ["  ".join(f(c, w) for f, c, w in zip(adjust, line, widths)).rstrip() for line in lines]
+        return "\n".join([self.caption, *text] if self.caption else text)
+
+    def _specs(self) -> list[str]:
+        return self.specs or [""] * len(self.columns)
+
+    def _numeric(self) -> list[bool]:
+        return [all(not isinstance(row[i], str) for row in self.rows) for i in range(len(self.columns))]
+
     def _repr_html_(self) -> str:
-        specs = self.specs or [""] * len(self.columns)
-        numeric = [all(not isinstance(row[i], str) for row in self.rows) for i in range(len(self.columns))]
+        specs, numeric = self._specs(), self._numeric()
         align = [' class="number"' if is_number else "" for is_number in numeric]
         head = "".join(f'<th scope="col"{a}>{escape(c)}</th>' for c, a in zip(self.columns, align))
         body = "".join(
@@ -99,7 +118,7 @@ class Evidence:
         return (
             f'<span class="evidence evidence-{self.kind}" tabindex="0" role="note"{self._attributes()} '
             f'aria-label="{escape(self.kind + ": " + self.detail())}" data-tip="{escape(self.detail())}">'
-            f"{self.kind if word else SYMBOLS[self.kind]}</span>"
+            f"{self._word() if word else SYMBOLS[self.kind]}</span>"
         )
 
     def badges(self, *, word: bool) -> str:
@@ -110,6 +129,9 @@ class Evidence:
     def inline_html(self) -> str:
         """Return value and symbol for running text; the two stay on one line."""
         return f'<span class="evidence-value">{escape(str(self))}{self.badges(word=False)}</span>'
+
+    def _word(self) -> str:
+        return self.kind
 
     def _attributes(self) -> str:
         return ""
@@ -143,6 +165,57 @@ class Computed(Evidence):
 
 
 @dataclass(frozen=True)
+class Compiled(Evidence):
+    """A compiler's output for a named chip, as the committed ``recording`` has it."""
+
+    recording: Recording | None = None
+    kind: ClassVar[str] = "compiled"
+
+    def __post_init__(self):
+        """Refuse a result whose recording is missing, of another kind, or not a committed one."""
+        super().__post_init__()
+        _check_recording(self, committed=True)
+
+    def detail(self) -> str:
+        """Name compilers, chips, commit and date."""
+        return _provenance(self.recording)
+
+    def _word(self) -> str:
+        return f"compiled, {OLDER_CODE}" if self.recording.older_code else self.kind
+
+    def _attributes(self) -> str:
+        return f' data-recording="{escape(self.recording.file_name)}"'
+
+
+@dataclass(frozen=True)
+class Measured(Evidence):
+    """Timed or counted on hardware: as a committed ``recording`` has it, or ``live``, in this very session."""
+
+    recording: Recording | None = None
+    live: bool = False
+    kind: ClassVar[str] = "measured"
+
+    def __post_init__(self):
+        """Refuse a result whose recording is missing, of another kind, or, unless live, not a committed one."""
+        super().__post_init__()
+        _check_recording(self, committed=not self.live)
+
+    def detail(self) -> str:
+        """Name device, driver, software, commit and date."""
+        return f"live: {self.recording.provenance()}" if self.live else _provenance(self.recording)
+
+    def _word(self) -> str:
+        if self.live:
+            return "measured, live"
+        return f"measured, {OLDER_CODE if self.recording.older_code else 'recorded'}"
+
+    def _attributes(self) -> str:
+        if self.live:
+            return f' data-live="{escape(self.recording.experiment)}"'
+        return f' data-recording="{escape(self.recording.file_name)}"'
+
+
+@dataclass(frozen=True)
 class Cited(Evidence):
     """Somebody else's figure; ``source`` is a key of references.bib, which the book's build looks up."""
 
@@ -163,6 +236,21 @@ class Cited(Evidence):
         return f' data-cite="{escape(self.source)}"'
 
 
+def _check_recording(result: Compiled | Measured, *, committed: bool) -> None:
+    recording, made_by = result.recording, f"{type(result).__name__}({_text(result.content, result.spec)!r})"
+    if not isinstance(recording, Recording):
+        raise TypeError(f"{made_by} needs recording=, as chipmath.recordings.newest returns it, not {recording!r}")
+    if recording.kind != result.kind:
+        raise ValueError(f"{made_by}: {recording.file_name} is a {recording.kind} recording")
+    if committed and not is_recorded(recording):
+        raise ValueError(f"{made_by}: kernels/chipmath/recorded/ has no {recording.file_name} with this content")
+
+
+def _provenance(recording: Recording) -> str:
+    changed = ": the experiment's code has changed since" if recording.older_code else ""
+    return f"recorded{changed}. {recording.provenance()}"
+
+
 def _finite(value: Any) -> None:
     """Raise ValueError for a number that is NaN or infinite."""
     if not isinstance(value, (str, Evidence)) and hasattr(value, "__float__") and not math.isfinite(float(value)):
@@ -173,9 +261,16 @@ def _text(content: Any, spec: str) -> str:
     if isinstance(content, Evidence):
         return str(content)
     if isinstance(content, str) or not hasattr(content, "__float__"):
-        return str(content) if isinstance(content, str) else repr(content)
+        return str(content)
     # item() turns a NumPy or torch scalar into the Python number that every specification knows
     return format(content.item() if hasattr(content, "item") else content, spec)
+
+
+def _plain_cell(value: Any, spec: str) -> str:
+    if value is None:
+        return "–"
+    _finite(value)
+    return _text(value, spec)
 
 
 def _cell(value: Any, spec: str) -> str:

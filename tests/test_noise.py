@@ -1,0 +1,75 @@
+"""Expected noise: against a closed form, against samples, and against the formats' own limits."""
+
+from math import log10, sqrt
+
+import pytest
+import torch
+from chipmath.formats import E2M1, E2M3, E4M3, E5M2, INT8
+from chipmath.matmul import matmul
+from chipmath.noise import expected_product_db, expected_sqnr_db, noise_and_gain
+from chipmath.quantize import quantize, sqnr_db
+
+
+def uniform(t):
+    return t.clamp(max=1.0)
+
+
+def gaussian(t):
+    return torch.erf(t / sqrt(2))
+
+
+def test_uniform_values_under_rceil_have_a_closed_form():
+    # The spacing in [2**-j, 2**(1-j)) is 2**-(j+3), its noise spacing**2 / 12, its probability 2**-j, for j = 1, 2, ...
+    # so the noise is sum(8**-j) / 768 = 1 / 5376, and the signal 1/3. Subnormal numbers of E4M3 add less than 1e-9.
+    assert expected_sqnr_db(uniform, E4M3, "rceil", 32) == pytest.approx(10 * log10(5376 / 3), abs=0.01)
+
+
+def test_clipping_of_uniform_values_under_floor_has_a_closed_form():
+    # With 4096 values amax is in [1/2, 1) and the scale 2**-9: all above 448/512 = 7/8 clip. (x - 7/8)**2 over the last
+    # eighth is (1/8)**3 / 3; it replaces the rounding noise 2**-8 / 12 * 1/8 there.
+    clipped, rounded = 8.0**-3 / 3, 2.0**-8 / 12 / 8
+    assert expected_sqnr_db(uniform, E4M3, "floor", 4096) == pytest.approx(
+        -10 * log10(3 * (1 / 5376 + clipped - rounded)), abs=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("fmt", "rule", "block"),
+    [
+        (E4M3, "floor", 4),
+        (E4M3, "even", 32),
+        (E4M3, "rceil", 1),
+        (E5M2, "floor", 32),
+        (E2M3, "ceil", 32),
+        (E2M1, "rceil", 32),
+        (E2M1, "even", 8),
+        (INT8, "rceil", 32),
+    ],
+)
+def test_a_sample_agrees(fmt, rule, block):
+    # 2**20 values: the noise of a sample scatters by about 1 / sqrt(2**20 / kurtosis), well below 1 percent (0.04 dB)
+    x = torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0))
+    sampled = sqnr_db(x, quantize(x, fmt, rule, block=block).dequantize())
+    assert expected_sqnr_db(gaussian, fmt, rule, block) == pytest.approx(sampled, abs=0.06)
+
+
+def test_a_power_of_two_changes_nothing():
+    expected = expected_sqnr_db(gaussian, INT8, "floor", 32)
+    assert expected_sqnr_db(lambda t: gaussian(t * 16), INT8, "floor", 32) == pytest.approx(expected, abs=1e-3)
+
+
+def test_one_fraction_bit_is_a_factor_of_four():
+    # where neither clips nor flushes
+    difference = expected_sqnr_db(gaussian, E4M3, "rceil", 32) - expected_sqnr_db(gaussian, E5M2, "rceil", 32)
+    assert difference == pytest.approx(20 * log10(2), abs=0.1)
+
+
+@pytest.mark.parametrize("rule", ["floor", "rceil"])
+def test_a_product_agrees(rule):
+    # sigma 0.8 is where floor clips most: leaving the correlation of value and error out would miss by 0.05 dB
+    a, b = (0.8 * torch.randn(512, 4096, generator=torch.Generator().manual_seed(n)) for n in (0, 1))
+    exact, y = a.double() @ b.double().T, matmul(quantize(a, E4M3, rule), quantize(b, E4M3, rule)).double()
+    expected = expected_product_db(lambda t: gaussian(t / 0.8), E4M3, rule, 32)
+    assert expected == pytest.approx(sqnr_db(exact, y), abs=0.03)
+    gain = noise_and_gain(lambda t: gaussian(t / 0.8), E4M3, rule, 32)[1]
+    assert gain**2 == pytest.approx(float((exact * y).sum() / exact.square().sum()), abs=2e-4)
