@@ -188,10 +188,17 @@ async def _execute(page: Execution, slots: asyncio.Semaphore, timeout: int) -> N
         logger.info("  %s: started", page.docname)
         try:
             await client.async_execute()
+            page.error = _display_error(page.notebook)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             page.error = str(error)
         page.seconds = time.monotonic() - page.started
     logger.info("  %s: %s after %.1f s", page.docname, "failed" if page.error else "done", page.seconds)
+
+
+def _display_error(notebook) -> str:
+    """Return the traceback of a result whose display raised: IPython prints it into the page and goes on."""
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    return "\n".join("\n".join(output.traceback) for output in outputs if output.output_type == "error")
 
 
 # --- evidence -------------------------------------------------------------------------------------------------------

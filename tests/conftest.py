@@ -17,7 +17,7 @@ kernelspec: {name: python3, display_name: Python 3}
 
 ```{code-cell} ipython3
 from myst_nb import glue
-from chipmath.evidence import Cited, Computed, Table
+from chipmath.evidence import Cited, Computed, Measured, Table
 glue("ratio", Computed(33 / 32, ".5f"), display=False)
 glue("bare", 33 / 32, display=False)
 ```

@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from chipmath.recordings import RECORDED, load
 from pybtex.database import parse_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,6 +110,20 @@ def test_cited_badges_name_a_bibliography_key(soups, page):
     for badge in soups[page].select(".evidence-cited"):
         assert badge["data-cite"] in keys
         assert badge["href"].endswith(f"#cite-{badge['data-cite'].lower()}")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_compiled_and_measured_badges_name_a_committed_recording(soups, page):
+    """A live result has none: it was measured when this page was built, on the machine that its badge names."""
+    kinds = {"evidence-compiled": "compiled", "evidence-measured": "measured"}
+    for badge in soups[page].select(".evidence-compiled, .evidence-measured"):
+        (kind,) = [kinds[name] for name in badge["class"] if name in kinds]
+        if "data-live" in badge.attrs:
+            assert kind == "measured"
+            continue
+        recording = load(RECORDED / badge["data-recording"])
+        assert recording.kind == kind
+        assert recording.provenance() in badge["data-tip"]
 
 
 @pytest.mark.parametrize("page", ARTICLES)

@@ -3,7 +3,27 @@
 import numpy as np
 import pytest
 import torch
-from chipmath.evidence import METADATA_KEY, Cited, Computed, Evidence, Table
+from chipmath import recordings
+from chipmath.evidence import METADATA_KEY, Cited, Compiled, Computed, Evidence, Measured, Table
+from test_recordings import recording
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A folder with one compiled and one measured recording, of older code both."""
+    monkeypatch.setattr(recordings, "RECORDED", tmp_path)
+    made = recording(
+        experiment="mx_tiles", kind="compiled", device={"targets": ["gfx950"]}, software={"Triton": "3.9.0"}
+    )
+    for one in (made, recording()):
+        (tmp_path / one.file_name).write_text(one.to_json())
+    return made, recording()
+
+
+@pytest.fixture
+def today(monkeypatch):
+    """No experiment's code has changed."""
+    monkeypatch.setattr(recordings.Recording, "older_code", property(lambda self: False))
 
 
 @pytest.mark.parametrize(
@@ -29,7 +49,7 @@ def test_a_result_is_finite(number):
     with pytest.raises(ValueError, match=r"must be finite, got (nan|-?inf)"):
         Computed(number)
     with pytest.raises(ValueError, match="must be finite"):
-        Table(["x"], [[number]])._repr_html_()
+        Table(["x"], [[number]])
 
 
 def test_badges_say_their_kind_to_a_screen_reader():
@@ -42,6 +62,70 @@ def test_nested_kinds_show_one_badge_each():
     html = Cited(Computed(Table(["x"], [[1]])), source="ocp2023mx")._repr_mimebundle_()[0]["text/html"]
     assert html.index("evidence-computed") < html.index("evidence-cited")
     assert html.count('class="evidence ') == 2
+
+
+def test_compiled_and_measured_name_their_recording(shelf, today):
+    made, timed = shelf
+    html = Compiled(106, "d", "registers", recording=made).inline_html()
+    assert html.startswith('<span class="evidence-value">106\u00a0registers<span class="evidence evidence-compiled" ')
+    assert 'data-recording="compiled-mx_tiles.json"' in html
+    assert 'aria-label="compiled: recorded. Triton 3.9.0 for gfx950; nothing ran; commit bbbbbbb, 2026-11-20"' in html
+    html = Measured(3.0, recording=timed).inline_html()
+    assert f'data-recording="{timed.file_name}"' in html
+    told = "measured: recorded. A Card 80GB (sm_90), driver 580.1, torch 2.11.0; commit bbbbbbb, 2026-11-20"
+    assert f'aria-label="{told}"' in html
+
+
+@pytest.mark.parametrize(
+    ("result", "word"), [(lambda made, timed: Compiled(1, recording=made), "compiled"),
+                         (lambda made, timed: Measured(1, recording=timed), "measured, recorded"),
+                         (lambda made, timed: Measured(1, recording=timed, live=True), "measured, live")]
+)  # fmt: skip
+def test_badges_say_how_old_a_result_is(shelf, today, result, word):
+    assert result(*shelf).badge(word=True).endswith(f">{word}</span>")
+
+
+def test_older_code_is_said_in_badge_and_tooltip(shelf):
+    made, timed = shelf
+    for result in (Compiled(1, recording=made), Measured(1, recording=timed)):
+        badge = result.badge(word=True)
+        assert badge.endswith(f">{result.kind}, recorded, older code</span>")
+        assert f'aria-label="{result.kind}: recorded: the experiment&#x27;s code has changed since.' in badge
+
+
+def test_a_live_result_names_no_file(shelf):
+    html = Measured(1.0, recording=recording(taken="2027-01-01T00:00:00Z"), live=True).inline_html()
+    assert 'data-live="copy_bandwidth"' in html
+    assert "data-recording" not in html
+    assert 'aria-label="measured: live: A Card 80GB (sm_90)' in html
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda made, timed: Compiled(1), TypeError, r"Compiled\('1'\) needs recording=, .*, not None"),
+        (lambda made, timed: Measured(1.5, ".2f"), TypeError, r"Measured\('1.50'\) needs recording="),
+        (lambda made, timed: Compiled(1, recording="compiled-mx_tiles.json"), TypeError, "needs recording="),
+        (lambda made, timed: Compiled(1, recording=timed), ValueError, "is a measured recording"),
+        (lambda made, timed: Measured(1, recording=made), ValueError, r"compiled-mx_tiles\.json is a compiled"),
+        (lambda made, timed: Measured(1, recording=made, live=True), ValueError, "is a compiled recording"),
+        (lambda made, timed: Measured(1, recording=recording(rows=[["copy", 9e12]])), ValueError, "with this content"),
+        (lambda made, timed: Measured(1, recording=recording(taken="2027-01-01T00:00:00Z")), ValueError,
+         r"recorded/ has no 2027-01-01T0000-a-card-80gb-copy_bandwidth\.json"),
+        (lambda made, timed: Compiled(float("nan"), recording=made), ValueError, "must be finite"),
+    ],
+)  # fmt: skip
+def test_results_without_their_recording_are_refused(shelf, make, error, message):
+    with pytest.raises(error, match=message):
+        make(*shelf)
+
+
+def test_table_is_readable_as_text():
+    rows = [["E4M3", 31.529, Computed(3, "d")], ["none", None, 12]]
+    table = Table(["format", "SQNR in dB", "n"], rows, ["", ".2f", "d"], caption="A caption")
+    lines = ["A caption", "format  SQNR in dB   n", "------  ----------  --"]
+    assert repr(table).splitlines() == [*lines, "E4M3         31.53   3", "none             –  12"]
+    assert Computed(table)._repr_mimebundle_()[0]["text/plain"] == repr(table)
 
 
 def test_table_formats_by_column_and_escapes():
@@ -63,6 +147,8 @@ def test_table_cells_may_carry_their_own_evidence():
     [
         (lambda: Table(["a", "b"], [[1]]), ValueError, r"1 cells \[1\] for 2 columns"),
         (lambda: Table(["a"], [[1]], ["", ""]), ValueError, "2 cells"),
+        (lambda: Table(["a"], [[1.5]], ["d"]), ValueError, "format code 'd'"),
+        (lambda: Computed(1.5, "d"), ValueError, "format code 'd'"),
         (lambda: Cited(1.0), ValueError, r"Cited\(1.0\) needs source="),
         (lambda: Evidence(1.0), TypeError, "four kinds"),
     ],

@@ -74,6 +74,14 @@ def test_a_raising_cell_is_red_on_the_second_run_too(toy_book):
         assert "K = 33" in output
 
 
+def test_a_result_whose_display_raises_is_red(toy_book):
+    shows = "class Shown:\n    def _repr_html_(self):\n        raise ValueError('no such row')\nShown()"
+    toy_book.add(f"\n```{{code-cell}} ipython3\n{shows}\n```\n")
+    status, output = toy_book.build()
+    assert status != 0
+    assert "no such row" in output
+
+
 def test_a_warning_printed_by_a_cell_is_red(toy_book):
     toy_book.add('\n```{code-cell} ipython3\nimport warnings\nwarnings.warn("deprecated")\n```\n')
     status, output = toy_book.build()
@@ -88,6 +96,7 @@ def test_a_warning_printed_by_a_cell_is_red(toy_book):
         ("\nA ratio of {evidence}`missing`.\n", "No key 'missing'"),
         ("\nA ratio of {evidence}`references::ratio`.\n", "references glues no 'ratio'"),
         ('\n```{code-cell} ipython3\nCited(2.5, ".1f", source="nobody2020")\n```\n', "cites 'nobody2020'"),
+        ("\n```{code-cell} ipython3\nMeasured(1.5, live=True)\n```\n", "Measured('1.5') needs recording="),
         ('\n<span class="evidence evidence-measured">±</span>\n', "a badge is typed by hand"),
         ("\nReading time {reading-time}`nowhere`.\n", "no page 'nowhere'"),
     ],
@@ -142,7 +151,11 @@ def test_inline_scripts_stand_once_and_none_names_a_server(toy_book):
     assert not [source for source in sources if source and source.startswith(("http", "//"))]
 
 
-@pytest.mark.parametrize("typed", ["<b class='evidence'>x</b>", '<i class="evidence evidence-cited">', "data-cite=x"])
+TYPED = ["<b class='evidence'>x</b>", '<i class="evidence evidence-cited">']
+TYPED += ["data-cite=x", "data-recording=x", "data-live=x"]
+
+
+@pytest.mark.parametrize("typed", TYPED)
 def test_typed_badges_are_refused(typed):
     with pytest.raises(ExtensionError, match="intro:2: a badge is typed by hand"):
         chipbook.refuse_typed_badges(None, "intro", ["first line\n" + typed])

@@ -50,6 +50,10 @@ class Table:
         for row in [*self.rows, self.specs or self.columns]:
             if len(row) != len(self.columns):
                 raise ValueError(f"{len(row)} cells {list(row)!r} for {len(self.columns)} columns {self.columns!r}")
+        # Formatted here too, as IPython prints an error of the display into the page and goes on.
+        for row in self.rows:
+            for cell, spec in zip(row, self._specs()):
+                _plain_cell(cell, spec)
 
     def __repr__(self) -> str:
         """Return the table as text with aligned columns, for terminals and notebooks without HTML."""
@@ -103,6 +107,8 @@ class Evidence:
         if not self.kind:
             raise TypeError("Evidence has four kinds: use Computed, Compiled, Measured or Cited")
         _finite(self.content)
+        if hasattr(self.content, "__float__"):
+            _text(self.content, self.spec)  # a wrong specification fails here, not in the display
 
     def detail(self) -> str:
         """Say what stands behind the result, in one line for the tooltip."""
@@ -278,5 +284,4 @@ def _cell(value: Any, spec: str) -> str:
         return "–"
     if isinstance(value, Evidence):
         return value.inline_html()
-    _finite(value)
     return escape(_text(value, spec))

@@ -1,0 +1,252 @@
+"""Run the book's experiments and record them: PYTHONPATH=kernels python -m chipmath.bench --list
+
+The only writer of recordings. Compiled experiments need the pinned compilers and no GPU, measured ones a GPU with torch
+and Triton (CUDA or ROCm). A result that fails its own check is not written, an interrupted run leaves nothing behind,
+and no clock is ever set.
+
+  python -m chipmath.bench --compiled              all compiled experiments, into kernels/chipmath/recorded/
+  python -m chipmath.bench copy_bandwidth          one measured experiment
+  python -m chipmath.bench --all --dry-run         rehearse everything on a CPU; writes nothing
+
+In a checkout of the book, full forms go to kernels/chipmath/recorded/; quick forms, and everything outside a checkout,
+to ./recorded-<date>. --out DIR takes either elsewhere, and is the only way to keep what other compilers than the pinned
+ones made.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from chipmath.crosscompile import CompileError, CompilerMissing
+from chipmath.experiments import EXPERIMENTS, Experiment, ExperimentError, Run
+from chipmath.gpu import DriverError, gpu
+from chipmath.recordings import PACKAGE, RECORDED, SCHEMA, UNKNOWN_COMMIT, Recording, recorded
+
+PINNED = {"Triton": "3.9.0", "clang": "22", "nvcc": "13"}  # version or its beginning; tools/environment.py pins Triton
+EXPECTED_ERRORS = (ExperimentError, CompilerMissing, CompileError, DriverError)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which code runs: the commit, and whether something other than recordings differs from it."""
+
+    commit: str
+    dirty: bool
+    in_checkout: bool
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; 0 if every experiment was recorded (or rehearsed)."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.list:
+        _print_list()
+        return 0
+    experiments = _chosen(parser, options)
+    if options.commit and not re.fullmatch(r"[0-9a-f]{40}", options.commit):
+        parser.error(f"--commit {options.commit}: not 40 hexadecimal digits (git rev-parse HEAD)")
+    measured = [experiment.name for experiment in experiments if experiment.kind == "measured"]
+    if measured and not options.dry_run and gpu() is None:
+        print(
+            f"no GPU here that torch can use: {', '.join(measured)} cannot be measured; nothing was run",
+            file=sys.stderr,
+        )
+        return 1
+    source = find_source(options.commit)  # before the first recording is written
+    do = _rehearse if options.dry_run else _record
+    try:
+        failed = [experiment.name for experiment in experiments if not do(experiment, options, source)]
+    except KeyboardInterrupt:
+        print("interrupted: the experiment under way left nothing behind", file=sys.stderr)
+        return 130
+    if failed:
+        print(f"not {'rehearsed' if options.dry_run else 'recorded'}: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def take(experiment: Experiment, run: Run, source: Source, *, quick: bool) -> Recording:
+    """A run as a recording, in memory."""
+    return Recording(
+        schema=SCHEMA,
+        experiment=experiment.name,
+        kind=experiment.kind,
+        code=experiment.code(),
+        commit=source.commit,
+        dirty=source.dirty,
+        taken=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        device=run.device,
+        software=run.software,
+        method={"form": "quick" if quick else "full", **run.method},
+        columns=experiment.columns,
+        rows=experiment.table(run.rows),
+    )
+
+
+def find_source(commit: str | None = None) -> Source:
+    """What git says of this package; ``commit`` speaks for it where git cannot, and is checked where it can."""
+    head = _git("rev-parse", "HEAD")
+    # A package inside somebody else's repository (a virtual environment, say) is not a checkout of the book.
+    if head is None or not (PACKAGE.parent.parent / ".git").exists():
+        return Source(commit or UNKNOWN_COMMIT, False, False)
+    changes = _git("status", "--porcelain", "--", ":/", f":(exclude){RECORDED}")
+    return Source(commit or head, bool(changes) or commit not in (None, head), True)
+
+
+def write(recording: Recording, folder: Path) -> Path:
+    """Write one file in one step: what is seen under its name is always whole."""
+    if recording.kind == "measured" and recording.device["arch"] == "cpu":
+        raise ValueError("a rehearsal on a CPU is no measurement: not written")
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / recording.file_name
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(recording.to_json())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def command(experiment: str) -> str:
+    """What to type to record an experiment."""
+    return f"PYTHONPATH=kernels python -m chipmath.bench {experiment}"
+
+
+# ----------------------------------------------------------------------------------------------------- command line
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m chipmath.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="experiments to run; --list tells which there are")
+    parser.add_argument("--list", action="store_true", help="show every experiment and its newest recording")
+    parser.add_argument("--compiled", action="store_true", help="all compiled experiments; no GPU")
+    parser.add_argument("--all", action="store_true", help="all experiments, compiled and measured")
+    parser.add_argument("--quick", action="store_true", help="a form of seconds each; not for the book's recordings")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write")
+    parser.add_argument("--commit", metavar="HASH", help="the commit that a copy without .git was made of")
+    parser.add_argument("--dry-run", action="store_true", help="go through everything on a CPU and write nothing")
+    return parser
+
+
+def _chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Experiment]:
+    unknown = [name for name in options.names if name not in EXPERIMENTS]
+    if unknown:
+        parser.error(f"no experiment {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
+    kinds = {"compiled", "measured"} if options.all else {"compiled"} if options.compiled else set()
+    chosen = [e for e in EXPERIMENTS.values() if e.name in options.names or e.kind in kinds]
+    if not chosen:
+        parser.error("name an experiment, or --compiled, --all or --list")
+    return chosen
+
+
+def _print_list() -> None:
+    for experiment in EXPERIMENTS.values():
+        takes = recorded(experiment.name)
+        newest = f"recorded {takes[-1].taken[:10]}" if takes else "not recorded yet"
+        print(f"{experiment.name:20} {experiment.kind:9} {newest:22} {experiment.question}")
+
+
+def _record(experiment: Experiment, options: argparse.Namespace, source: Source) -> bool:
+    folder = _folder(options, source)
+    try:
+        run = experiment.run(options.quick, _Progress(experiment.name))
+        _require_pinned(experiment, run, options.out)
+    except EXPECTED_ERRORS as error:
+        print(f"{experiment.name}: {error}", file=sys.stderr)
+        return False
+    recording = take(experiment, run, source, quick=options.quick)
+    path = write(recording, folder)
+    print(f"{experiment.name}: {len(recording.rows)} rows, {recording.provenance()}\n  -> {path}")
+    if not source.in_checkout:
+        print(_how_to_contribute(recording))
+    return True
+
+
+def _folder(options: argparse.Namespace, source: Source) -> Path:
+    if options.out:
+        return options.out
+    return RECORDED if source.in_checkout and not options.quick else Path(f"recorded-{time.strftime('%Y-%m-%d')}")
+
+
+def _require_pinned(experiment: Experiment, run: Run, out: Path | None) -> None:
+    """The book's compiled recordings are of one set of compilers; what others made may be kept elsewhere."""
+    if experiment.kind != "compiled" or out:
+        return
+    for name, version in run.software.items():
+        pinned = PINNED.get(name)
+        if pinned is None or not f"{version}.".startswith(f"{pinned}."):
+            wanted = ", ".join(f"{compiler} {its}" for compiler, its in PINNED.items())
+            raise ExperimentError(
+                f"made by {name} {version}, and the recordings are of {wanted}: use --out DIR to keep it"
+            )
+
+
+def _how_to_contribute(recording: Recording) -> str:
+    if recording.commit == UNKNOWN_COMMIT:
+        return "  To contribute it, run again with --commit and the commit that your copy was made of."
+    return (
+        "  To contribute it, open a pull request that adds the file to kernels/chipmath/recorded/ "
+        f"(or an issue with the file), and confirm that an unchanged copy of {recording.commit[:7]} ran."
+    )
+
+
+def _rehearse(experiment: Experiment, options: argparse.Namespace, source: Source) -> bool:
+    if experiment.kind == "measured" and os.environ.get("TRITON_INTERPRET") != "1":
+        return _rehearse_apart(experiment)
+    progress = _Progress(experiment.name)
+    try:
+        run = experiment.rehearsal(progress) if experiment.kind == "measured" else experiment.run(True, progress)
+    except EXPECTED_ERRORS as error:
+        print(f"{experiment.name}: {error}", file=sys.stderr)
+        return False
+    recording = take(experiment, run, source, quick=True)
+    if Recording(**json.loads(recording.to_json())) != recording:
+        raise AssertionError(f"{experiment.name}: a recording that its own file does not give back")
+    print(f"{experiment.name}: rehearsed {len(recording.rows)} rows; not written, because --dry-run measures nothing")
+    return True
+
+
+def _rehearse_apart(experiment: Experiment) -> bool:
+    """Triton decides when it is imported whether kernels are interpreted: so in a process of their own."""
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(PACKAGE.parent)}
+    rehearsal = [sys.executable, "-m", "chipmath.bench", "--dry-run", experiment.name]
+    sys.stdout.flush()
+    return subprocess.run(rehearsal, env=environment, check=False).returncode == 0
+
+
+class _Progress:
+    """Progress on the terminal: the first and last step, and at most one line a second between."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.shown = 0.0
+
+    def __call__(self, done: int, total: int, text: str) -> None:
+        if done in (0, total) or time.monotonic() - self.shown > 1:
+            print(f"  {self.name}: {done}/{total} {text}", file=sys.stderr, flush=True)
+            self.shown = time.monotonic()
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints about the package's repository; None without git or outside a repository."""
+    try:
+        done = subprocess.run(["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

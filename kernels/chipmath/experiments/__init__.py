@@ -1,0 +1,51 @@
+"""The experiments behind the book's compiled and measured results, by name; `chipmath.bench` records them."""
+
+from chipmath.experiments import (
+    copy_bandwidth,
+    fp8_mma,
+    llvm_versions,
+    matrix_chains,
+    matrix_passes,
+    mx_tiles,
+    occupancy_price,
+    one_equation,
+    residency,
+    residency_launches,
+)
+from chipmath.experiments.experiment import (
+    CompiledExperiment,
+    Experiment,
+    ExperimentError,
+    MeasuredExperiment,
+    Progress,
+    Row,
+    Run,
+    compilers,
+    describe,
+)
+
+__all__ = [
+    "EXPERIMENTS",
+    "CompiledExperiment",
+    "Experiment",
+    "ExperimentError",
+    "MeasuredExperiment",
+    "Progress",
+    "Row",
+    "Run",
+    "compilers",
+    "describe",
+]
+
+COMPILED = (
+    mx_tiles.EXPERIMENT,
+    matrix_chains.EXPERIMENT,
+    occupancy_price.EXPERIMENT,
+    matrix_passes.EXPERIMENT,
+    residency_launches.EXPERIMENT,
+    one_equation.EXPERIMENT,
+    llvm_versions.EXPERIMENT,
+    fp8_mma.EXPERIMENT,
+)
+MEASURED = (copy_bandwidth.EXPERIMENT, residency.EXPERIMENT)
+EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (*COMPILED, *MEASURED)}

@@ -1,0 +1,71 @@
+"""Times that can be compared: candidates take turns, each beside a reference of the same round; medians have a spread.
+
+A GPU's clock moves while it is measured, and nobody here sets it. So every round times every candidate once, in an
+order that rotates, and what is reported beside the time is its ratio to the reference of the same round.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Candidate = Callable[[int], None]  # does the work once; the argument counts the calls, to rotate among buffers
+Stopwatch = Callable[[Candidate, int], float]  # seconds a call, over so many calls
+BATCH_SECONDS = 4e-3  # long beside a launch, short beside what makes a clock drift
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Quantiles of repeated measurements: one in ten lies below p10, one in ten above p90."""
+
+    p10: float
+    p50: float
+    p90: float
+
+
+def spread(values: list[float]) -> Spread:
+    """The quantiles of at least two values, interpolated between neighbours."""
+    deciles = statistics.quantiles(values, n=10, method="inclusive")
+    return Spread(deciles[0], statistics.median(values), deciles[8])
+
+
+def take_turns(
+    candidates: dict[str, Candidate], stopwatch: Stopwatch, *, rounds: int, batch_seconds: float = BATCH_SECONDS
+) -> dict[str, list[float]]:
+    """Seconds a call of every candidate in every round."""
+    calls = {name: _calls(candidate, stopwatch, batch_seconds) for name, candidate in candidates.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    names = list(candidates)
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            seconds[name].append(stopwatch(candidates[name], calls[name]))
+    return seconds
+
+
+def _calls(candidate: Candidate, stopwatch: Stopwatch, batch_seconds: float) -> int:
+    """How many calls fill a batch; the first calls compile and load, so they are not timed."""
+    for i in range(2):
+        candidate(i)
+    return max(1, round(batch_seconds / stopwatch(candidate, 2)))
+
+
+def event_stopwatch(candidate: Candidate, calls: int) -> float:
+    """Time on the GPU between two events, CUDA's or HIP's."""
+    import torch
+
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for i in range(calls):
+        candidate(i)
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop) / 1e3 / calls
+
+
+def host_stopwatch(candidate: Candidate, calls: int) -> float:
+    """Time on the host: for rehearsals on a CPU, where work is done when the call returns."""
+    start = time.perf_counter()
+    for i in range(calls):
+        candidate(i)
+    return (time.perf_counter() - start) / calls
