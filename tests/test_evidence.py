@@ -33,6 +33,8 @@ def today(monkeypatch):
         (Computed(np.float32(0.5), ".1%"), "50.0%"),
         (Computed(torch.tensor(31.529), ".2f", "dB"), "31.53\u00a0dB"),
         (Computed(4, "d"), "4"),
+        (Computed(-0.125, "+.1%"), "\u221212.5%"),
+        (Computed(2**-24, ".2e"), "5.96e\u221208"),
         (Computed("VGPR and LDS"), "VGPR and LDS"),
         (Cited(27.6, ".1f", "dB", source="pandey2026grouped"), "27.6\u00a0dB"),
     ],

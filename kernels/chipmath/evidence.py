@@ -24,6 +24,7 @@ from chipmath.recordings import Recording, is_recorded
 # Symbol shown in running text, where a whole word after every number would drown the sentence.
 SYMBOLS = {"computed": "=", "compiled": "‹›", "measured": "±", "cited": "”"}
 NO_BREAK_SPACE = "\u00a0"
+MINUS = "\u2212"  # a hyphen is too short beside digits, and a line may break after it
 METADATA_KEY = "chipmath-evidence"  # marks a glued result for the {evidence} role
 OLDER_CODE = "recorded, older code"  # the experiment's source files have changed since
 
@@ -269,7 +270,8 @@ def _text(content: Any, spec: str) -> str:
     if isinstance(content, str) or not hasattr(content, "__float__"):
         return str(content)
     # item() turns a NumPy or torch scalar into the Python number that every specification knows
-    return format(content.item() if hasattr(content, "item") else content, spec)
+    text = format(content.item() if hasattr(content, "item") else content, spec)
+    return text.replace("-", MINUS)
 
 
 def _plain_cell(value: Any, spec: str) -> str:

@@ -84,7 +84,8 @@ def occupancy(
         "threads": _count("threads", threads),
         "barriers": _count("barriers", barriers),
     }
-    find_limits, find_reasons = _VENDORS[unit.vendor]
+    find_demands, find_limits, find_reasons = RULES[unit.vendor]
+    _check(find_demands(unit, request))
     limits, allocated = find_limits(unit, **request)
     limits = {name: groups for name, groups in limits.items() if groups < UNLIMITED}
     groups = min(limits.values())
@@ -95,7 +96,7 @@ def occupancy(
         max_waves_per_unit=unit.max_waves,
         limits=limits,
         allocated=allocated,
-        reason=None if groups else "; ".join(find_reasons(unit, limits, allocated, request)),
+        reason=None if groups else "; ".join(why for so, why in find_reasons(unit, limits, allocated, request) if so),
     )
 
 
@@ -111,16 +112,17 @@ def occupancy_table(
 ) -> np.ndarray:
     """``groups_per_unit`` of `occupancy` for whole numbers or arrays of them, broadcast against each other."""
     unit = device(arch)
-    find_limits, _ = _VENDORS[unit.vendor]
-    limits, _ = find_limits(
-        unit,
-        registers=_counts("registers", registers),
-        accumulators=_counts("accumulators", accumulators),
-        scalars=_counts("scalars", scalars),
-        shared_bytes=_counts("shared_bytes", shared_bytes),
-        threads=_counts("threads", threads),
-        barriers=_counts("barriers", barriers),
-    )
+    request = {
+        "registers": _counts("registers", registers),
+        "accumulators": _counts("accumulators", accumulators),
+        "scalars": _counts("scalars", scalars),
+        "shared_bytes": _counts("shared_bytes", shared_bytes),
+        "threads": _counts("threads", threads),
+        "barriers": _counts("barriers", barriers),
+    }
+    find_demands, find_limits, _ = RULES[unit.vendor]
+    _check(find_demands(unit, request))
+    limits, _ = find_limits(unit, **request)
     return np.asarray(reduce(np.minimum, limits.values()))
 
 
@@ -146,11 +148,23 @@ def shared_ceilings(arch: str) -> dict[int, int]:
 
 
 # The rules. Each line works on whole numbers and on arrays alike, so that the two entries above cannot disagree;
-# a comparison counts as 0 or 1, and a limit multiplied by one is 0 where the launch is refused.
+# a comparison counts as 0 or 1, and a limit multiplied by one is 0 where the launch is refused. No rule branches on an
+# argument, so that the book's explorer can run them once on symbols and take them into the browser.
+
+
+def _amd_demands(cu: ComputeUnit, request):
+    """What an argument must satisfy to make sense: its name, its value, whether it does, and the demand in words."""
+    yield "barriers", request["barriers"], request["barriers"] == 1, "an AMD workgroup has exactly one"
+
+
+def _nvidia_demands(sm: Multiprocessor, request):
+    most = sm.max_barriers_per_group
+    yield "accumulators", request["accumulators"], request["accumulators"] == 0, "an NVIDIA thread has no AccVGPRs"
+    yield "scalars", request["scalars"], request["scalars"] == 0, "an NVIDIA warp has no SGPRs"
+    yield "barriers", request["barriers"], request["barriers"] <= most, f"a block names {most} at most"
 
 
 def _amd_limits(cu: ComputeUnit, registers, accumulators, scalars, shared_bytes, threads, barriers):
-    _require("barriers", barriers, barriers == 1, "an AMD workgroup has exactly one")
     waves = _ceil_div(threads, cu.wave_lanes)
     # LLVM getTotalNumVGPRs: AccVGPRs follow the VGPRs in one allocation, from a multiple of 4 on.
     rows = _step_up(_round_up(registers, cu.accumulator_granule_rows) + accumulators, cu.vector_granule_rows)
@@ -168,10 +182,6 @@ def _amd_limits(cu: ComputeUnit, registers, accumulators, scalars, shared_bytes,
 
 
 def _nvidia_limits(sm: Multiprocessor, registers, accumulators, scalars, shared_bytes, threads, barriers):
-    _require("accumulators", accumulators, accumulators == 0, "an NVIDIA thread has no AccVGPRs")
-    _require("scalars", scalars, scalars == 0, "an NVIDIA warp has no SGPRs")
-    most = sm.max_barriers_per_group
-    _require("barriers", barriers, barriers <= most, f"a block names {most} at most")
     warps = _ceil_div(threads, sm.wave_lanes)
     rows = _step_up(registers, sm.vector_granule_rows)
     shared = _round_up(shared_bytes + sm.shared_reserved_bytes, sm.shared_granule_bytes)
@@ -191,44 +201,44 @@ def _nvidia_limits(sm: Multiprocessor, registers, accumulators, scalars, shared_
 
 
 def _amd_reasons(cu: ComputeUnit, limits, allocated, request):
-    if not limits["waves"]:
-        yield _threads_reason(cu, request)
-    if request["registers"] > cu.max_vgprs:
-        yield f"registers={request['registers']}: a wave addresses {cu.max_vgprs} VGPRs"
-    if request["accumulators"] > cu.max_accvgprs:
-        yield f"accumulators={request['accumulators']}: a wave addresses {cu.max_accvgprs} AccVGPRs"
-    if request["scalars"] > cu.max_scalars:
-        yield f"scalars={request['scalars']}: .sgpr_count ends at {cu.max_scalars}"
-    if limits.get("shared") == 0:
-        yield f"shared_bytes={request['shared_bytes']}: a CU has {cu.lds_bytes} bytes of LDS"
-    yield from _wave_reason(cu, allocated, request)
+    """Pairs: whether this is why nothing launches, and the reason in words."""
+    registers, accumulators, scalars = request["registers"], request["accumulators"], request["scalars"]
+    yield _threads_reason(cu, limits, request)
+    yield registers > cu.max_vgprs, f"registers={registers}: a wave addresses {cu.max_vgprs} VGPRs"
+    yield accumulators > cu.max_accvgprs, f"accumulators={accumulators}: a wave addresses {cu.max_accvgprs} AccVGPRs"
+    yield scalars > cu.max_scalars, f"scalars={scalars}: .sgpr_count ends at {cu.max_scalars}"
+    lds = f"shared_bytes={request['shared_bytes']}: a CU has {cu.lds_bytes} bytes of LDS"
+    yield limits.get("shared") == 0, lds
+    yield _wave_reason(cu, allocated, request)
 
 
 def _nvidia_reasons(sm: Multiprocessor, limits, allocated, request):
-    if not limits["waves"]:
-        yield _threads_reason(sm, request)
-    if request["registers"] > sm.max_registers_per_thread:
-        yield f"registers={request['registers']}: a thread addresses {sm.max_registers_per_thread}"
-    if limits["shared"] == 0:
-        yield f"shared_bytes={request['shared_bytes']}: a block can have {sm.shared_optin_bytes} bytes"
-    yield from _wave_reason(sm, allocated, request)
+    registers, most = request["registers"], sm.max_registers_per_thread
+    yield _threads_reason(sm, limits, request)
+    yield registers > most, f"registers={registers}: a thread addresses {most}"
+    shared = f"shared_bytes={request['shared_bytes']}: a block can have {sm.shared_optin_bytes} bytes"
+    yield limits["shared"] == 0, shared
+    yield _wave_reason(sm, allocated, request)
 
 
-def _threads_reason(unit: ComputeUnit | Multiprocessor, request) -> str:
-    return f"threads={request['threads']}: a group has 1 to {unit.max_threads_per_group}"
+def _threads_reason(unit: ComputeUnit | Multiprocessor, limits, request):
+    return limits["waves"] == 0, f"threads={request['threads']}: a group has 1 to {unit.max_threads_per_group}"
 
 
 def _wave_reason(unit: ComputeUnit | Multiprocessor, allocated, request):
     waves = _ceil_div(request["threads"], unit.wave_lanes)
     room = unit.simds * (unit.vector_rows_per_simd // allocated["registers"])
-    if waves > room:
-        yield (
-            f"threads={request['threads']}: a group is {waves} waves of {allocated['registers']} registers a thread, "
-            f"and the register file holds {room}"
-        )
+    return waves > room, (
+        f"threads={request['threads']}: a group is {waves} waves of {allocated['registers']} registers a thread, "
+        f"and the register file holds {room}"
+    )
 
 
-_VENDORS = {"AMD": (_amd_limits, _amd_reasons), "NVIDIA": (_nvidia_limits, _nvidia_reasons)}
+# Of each vendor: demands, limits, reasons.
+RULES = {
+    "AMD": (_amd_demands, _amd_limits, _amd_reasons),
+    "NVIDIA": (_nvidia_demands, _nvidia_limits, _nvidia_reasons),
+}
 
 
 def _launchable(unit: ComputeUnit | Multiprocessor, threads):
@@ -268,6 +278,11 @@ def _counts(name: str, values):
         raise ValueError(f"{name} has dtype {array.dtype}, not whole numbers: {values!r}")
     _require(name, array, (array >= 0) & (array <= MAX_COUNT), f"not a whole number from 0 to {MAX_COUNT}")
     return array.astype(np.int64, copy=False)
+
+
+def _check(demands) -> None:
+    for demand in demands:
+        _require(*demand)
 
 
 def _require(name: str, values, allowed, why: str) -> None:
