@@ -88,7 +88,7 @@ def quantize(x: Tensor, fmt: ElementFormat, scale_rule: str, *, axis: int = -1, 
     returns     elements rounded to nearest even and saturated to ±max; a block with NaN or Inf has scale byte 0xFF and
                 holds ``fmt.nan_code``, or +0 where the format has no NaN (the scale alone makes its values NaN)
     """
-    _check_input(x, axis, block)
+    check_input(x, axis, block)
     constant = scale_constant(fmt, scale_rule)
     blocks = _blocks(x, axis, block)
     scales = in_chunks(lambda part: _block_scales(_block_bits(part), fmt, constant), blocks)
@@ -145,7 +145,7 @@ def flushed(x: Tensor, quantized: MXTensor) -> Tensor:
 def sqnr_db(reference: Tensor, approximation: Tensor) -> float:
     """Signal to quantization noise, 10 log10(sum of reference**2 / sum of (reference - approximation)**2), in decibels.
 
-    Summed in float64; inf where the two are equal, NaN where either holds one.
+    Summed in float64; inf where the two are equal, -inf where the approximation overflowed, NaN where either holds one.
     """
     if reference.shape != approximation.shape:
         raise ValueError(f"shapes differ: {tuple(reference.shape)} and {tuple(approximation.shape)}")
@@ -153,7 +153,8 @@ def sqnr_db(reference: Tensor, approximation: Tensor) -> float:
     signal, noise = float(exact.square().sum()), float((exact - approximation.double()).square().sum())
     if noise == 0:
         return inf
-    return 10 * log10(signal / noise) if signal else -inf
+    ratio = signal / noise
+    return 10 * log10(ratio) if ratio else -inf
 
 
 def to_blocked(scales: Tensor) -> Tensor:
@@ -206,12 +207,13 @@ def _same_blocks(x: Tensor, quantized: MXTensor) -> tuple[Tensor, Tensor]:
     """Bits of x, one block a row, and the scale byte of each row."""
     if x.shape != quantized.elements.shape:
         raise ValueError(f"x has shape {tuple(x.shape)}, the quantized tensor {tuple(quantized.elements.shape)}")
-    _check_input(x, quantized.axis, quantized.block)
+    check_input(x, quantized.axis, quantized.block)
     scales = quantized.scales.movedim(quantized.axis, -1).reshape(-1, 1)
     return _block_bits(_blocks(x, quantized.axis, quantized.block)), scales
 
 
-def _check_input(x: Tensor, axis: int, block: int) -> None:
+def check_input(x: Tensor, axis: int, block: int) -> None:
+    """Refuse what no quantizer here takes, with the value in the message."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor, got {x!r}")
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):

@@ -1,0 +1,80 @@
+"""What the article on occupancy shows as compiled, against the model and against answers worked by hand."""
+
+import pytest
+from chipmath.devices import device
+from chipmath.experiments import ExperimentError, llvm_versions, one_equation
+from chipmath.occupancy import occupancy
+from chipmath.recordings import newest
+
+
+@pytest.mark.parametrize(("arch", "most"), [("gfx950", 512), ("sm_90", 255)])
+def test_one_equation_holds_at_every_register_count(arch, most):
+    unit = device(arch)
+    rows = newest("one_equation").select(arch=arch)
+    assert [row["registers"] for row in rows] == list(range(1, most + 1))
+    for row in rows:
+        registers = row["registers"]
+        rounded_up = 8 * -(-registers // 8)
+        assert row["waves_per_simd"] == min(unit.max_waves // 4, 512 // rounded_up)
+        split = {"registers": registers}
+        if registers > 256:
+            split = {"registers": 256, "accumulators": registers - 256}
+        model = occupancy(arch, **split, threads=4 * unit.wave_lanes)
+        assert row["waves_per_simd"] == model.groups_per_unit
+
+
+# VGPRs, AccVGPRs, SGPRs, LDS bytes, threads -> waves per SIMD by LLVM 22 and 24, from their rules by hand
+LLVM = {
+    (96, 0, 32, 32768, 256): (5, 4),  # 163840 / 32768; 128 blocks / 26 a group
+    (16, 0, 32, 32000, 256): (5, 5),  # 25 blocks
+    (16, 0, 32, 32001, 256): (5, 4),
+    (16, 0, 32, 54272, 256): (3, 2),  # 43 blocks
+    (32, 0, 92, 0, 256): (8, 7),  # up to 100: 8; 800 / (96 + 16)
+    (32, 0, 104, 0, 256): (7, 6),  # 800 / (112 + 16)
+    (125, 3, 32, 0, 256): (3, 3),  # 128 + 3 -> 136 rows
+    (32, 0, 32, 16384, 128): (5, 5),  # 10 or 9 groups of 2 waves over 4 SIMDs, rounded up
+    (32, 0, 32, 0, 320): (8, 8),  # 6 groups of 5 waves are 7.5 a SIMD, rounded up
+    (32, 0, 32, 0, 768): (6, 6),
+    (88, 0, 32, 0, 512): (5, 5),  # 2 groups of 8 waves would be 4
+    (240, 0, 32, 0, 1024): (2, 2),  # cannot launch
+}
+
+
+def test_llvm_versions_follow_their_rules():
+    rows = newest("llvm_versions").select()
+    answers = {(row["llvm"], *(row[name] for name in llvm_versions.LAUNCH)): row["waves_per_simd"] for row in rows}
+    assert answers == {(llvm, *ask): waves for ask, both in LLVM.items() for llvm, waves in zip(("22", "24"), both)}
+
+
+def test_llvm_24_is_the_model_where_a_group_is_a_wave_on_every_simd():
+    for row in newest("llvm_versions").select(llvm="24", threads=256):
+        launch = {name: row[name] for name in llvm_versions.LAUNCH}
+        assert row["waves_per_simd"] == occupancy("gfx950", **launch).groups_per_unit
+
+
+def test_fp8_mma_is_fp16_where_the_chip_lacks_it():
+    taken = newest("fp8_mma")
+    for row in taken.select(operands="e4m3"):
+        native = row["arch"] in ("sm_89", "sm_120")
+        assert row["matrix_opcodes"].startswith("QMMA" if native else "HMMA")
+        # 16x8x32 is two of 16x8x16; every operand register holds 4 codes, unpacked in pairs
+        assert (row["matrix_instructions"], row["unpack_instructions"]) == ((1, 0) if native else (2, 12))
+    assert {row["matrix_opcodes"] for row in taken.select(operands="f16")} == {"HMMA.16816.F32"}
+
+
+@pytest.mark.parametrize("by", ["_by_clang", "_by_triton"])
+def test_a_kernel_that_takes_something_else_is_refused(monkeypatch, by):
+    text = "; NumVgprs: 97\n; NumAgprs: 0\n; TotalNumSgprs: 32\n; LDSByteSize: 32768\n; Occupancy: 4\n"
+    monkeypatch.setattr(llvm_versions, by, lambda ir, arch: ("clang 22", text))
+    launch = dict(zip(llvm_versions.LAUNCH, (96, 0, 32, 32768, 256)))
+    with pytest.raises(ExperimentError, match="taken"):
+        llvm_versions.compile_case("gfx950", {"_by_clang": "22", "_by_triton": "24"}[by], **launch)
+
+
+def test_registers_that_were_not_taken_are_refused(monkeypatch):
+    class Other:
+        registers, accumulators, compiler_waves_per_simd, compiler = 95, 0, 5, "clang 22"
+
+    monkeypatch.setattr(one_equation, "compile_hip", lambda *_: Other)
+    with pytest.raises(ExperimentError, match="96 registers asked for"):
+        one_equation.compile_case("gfx950", 96)
