@@ -6,7 +6,13 @@ import pytest
 import torch
 from chipmath.formats import E2M1, E2M3, E4M3, E5M2, INT8
 from chipmath.matmul import matmul
-from chipmath.noise import expected_product_db, expected_sqnr_db, noise_and_gain
+from chipmath.noise import (
+    expected_noise,
+    expected_product_db,
+    expected_sqnr_db,
+    expected_sqnr_given_maxima_db,
+    noise_and_gain,
+)
 from chipmath.quantize import quantize, sqnr_db
 
 
@@ -73,3 +79,39 @@ def test_a_product_agrees(rule):
     assert expected == pytest.approx(sqnr_db(exact, y), abs=0.03)
     gain = noise_and_gain(lambda t: gaussian(t / 0.8), E4M3, rule, 32)[1]
     assert gain**2 == pytest.approx(float((exact * y).sum() / exact.square().sum()), abs=2e-4)
+
+
+def student_t2(t):
+    return t / (t.square() + 2).sqrt()
+
+
+@pytest.mark.parametrize("fmt", [E4M3, E5M2, E2M3, E2M1, INT8])
+@pytest.mark.parametrize("rule", ["floor", "rceil"])
+def test_heavy_tails_agree_once_the_maxima_are_known(fmt, rule):
+    """Samples of this law, whose variance is infinite, differ by decibels; the expectation moves with them.
+
+    In INT8 the noise of one sample may be that of its largest block, 31 errors at random: so the mean is compared too.
+    """
+    values, errors = [], []
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(1, 2**15, generator=generator) / torch.empty(1, 2**15).exponential_(generator=generator).sqrt()
+        values.append(sqnr_db(x, quantize(x, fmt, rule).dequantize()))
+        errors.append(values[-1] - expected_sqnr_given_maxima_db(x, student_t2, fmt, rule, 32))
+    assert max(values) - min(values) > 1
+    assert abs(sum(errors) / 8) < 0.2
+    assert max(map(abs, errors)) < (0.3 if fmt in (E4M3, E5M2) else 0.8)
+
+
+def test_gaussian_maxima_change_nothing():
+    x = torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0))
+    given = expected_sqnr_given_maxima_db(x, gaussian, E4M3, "floor", 32)
+    assert given == pytest.approx(expected_sqnr_db(gaussian, E4M3, "floor", 32), abs=0.03)
+
+
+def test_noise_below_a_maximum_has_a_closed_form():
+    # INT8 with the scale 1/2 has the step 2**-7: uniform values, cut off anywhere, have the noise step**2 / 12.
+    scales = torch.tensor([126, 126, 127], dtype=torch.uint8)
+    noise = expected_noise(uniform, INT8, scales, torch.tensor([0.3, 0.7, 1.0], dtype=torch.float64))
+    assert noise.tolist() == pytest.approx([2.0**-14 / 12] * 2 + [2.0**-12 / 12], rel=0.02)
+    assert float(expected_noise(uniform, INT8, scales[2:])) == pytest.approx(2.0**-12 / 12, rel=0.02)

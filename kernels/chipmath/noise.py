@@ -3,18 +3,22 @@
 An element's error depends on its own value and on the scale of its block, and the scale on the largest magnitude in the
 block. Where elements are independent, both are known from the distribution of one magnitude, and the mean square error
 is an integral over it. Nothing is approximated but the integral: rounding, clipping and flushing are the format's own.
+
+Where a few values carry the energy, as in heavy tails, no two samples have the same. `expected_sqnr_given_maxima_db`
+takes the energy and the maximum of each block from the sample, and only what lies below the maxima from the law.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from math import log10
 
 import torch
 from torch import Tensor
 
-from chipmath.formats import FRACTION_BITS, ElementFormat
-from chipmath.quantize import scale_constant
+from chipmath.formats import E8M0, FRACTION_BITS, ElementFormat
+from chipmath.quantize import quantize, scale_constant
 
 LOWEST, HIGHEST = -30, 14  # binades of magnitudes that are integrated over
 POINTS = 256  # in a binade, evenly: no interval straddles the middle between two numbers of a format, or a rule's step
@@ -44,10 +48,8 @@ def noise_and_gain(
     cdf: Callable[[Tensor], Tensor], fmt: ElementFormat, scale_rule: str, block: int
 ) -> tuple[float, float]:
     """E((x - y)**2) / E(x**2) and E(x * y) / E(x**2), where y is the quantized x; arguments of ``expected_sqnr_db``."""
-    binades = 2.0 ** torch.arange(LOWEST, HIGHEST, dtype=torch.float64)
-    edges = (binades[:, None] * (1 + torch.arange(POINTS) / POINTS)).flatten()
-    x, probability = (edges[1:] + edges[:-1]) / 2, cdf(edges).diff()
-    within = edges.diff().square() / 12  # mean square distance from the middle of an interval
+    edges, x, within = _grid()
+    probability = cdf(edges).diff()
     step_up = 2 - scale_constant(fmt, scale_rule) / 2**FRACTION_BITS  # significand of amax where the scale doubles
 
     def below(limit: float) -> Tensor:
@@ -58,9 +60,59 @@ def noise_and_gain(
     for exponent in range(LOWEST, HIGHEST + 1):  # of amax, after stepping up
         weight = probability * (below(step_up * 2.0**exponent) - below(step_up * 2.0 ** (exponent - 1)))
         if weight.max() > 1e-18:
-            scale = 2.0 ** (exponent - fmt.emax)
-            restored = fmt.decode(fmt.encode((x / scale).float())).double() * scale
+            restored = _restored(fmt, 2.0 ** (exponent - fmt.emax))
             noise += float((weight * ((restored - x).square() + within)).sum())
             product += float((weight * restored * x).sum())
     signal = float((probability * (x.square() + within)).sum())
     return noise / signal, product / signal
+
+
+def expected_sqnr_given_maxima_db(
+    x: Tensor, cdf: Callable[[Tensor], Tensor], fmt: ElementFormat, scale_rule: str, block: int
+) -> float:
+    """SQNR, in decibels, of ``quantize(x, fmt, scale_rule, block=block)`` for independent elements that follow ``cdf``.
+
+    Of the sample x (last axis a multiple of block) only its energy and the largest magnitude of each block are used.
+    """
+    largest = x.reshape(-1, block).abs().amax(-1)
+    alone = quantize(largest[:, None], fmt, scale_rule, block=1)  # the same scale: it depends on nothing else
+    own = (alone.dequantize(torch.float64)[:, 0] - largest).square()
+    others = (block - 1) * expected_noise(cdf, fmt, alone.scales[:, 0], largest.double())
+    return 10 * log10(float(x.double().square().sum() / (own + others).sum()))
+
+
+def expected_noise(
+    cdf: Callable[[Tensor], Tensor], fmt: ElementFormat, scales: Tensor, largest: Tensor | None = None
+) -> Tensor:
+    """Mean square error of an element of a block, for each of ``scales`` (E8M0 bytes).
+
+    largest   float64, one for each scale: the element is known to lie below it. None: it may be any
+    """
+    edges, x, within = _grid()
+    probability = cdf(edges).diff()
+    if largest is None:
+        largest = edges[-1].expand(scales.shape)
+    right = torch.searchsorted(edges, largest).clamp_(1, len(edges) - 1)
+    part = (largest - edges[right - 1]) / (edges[right] - edges[right - 1])
+    noise = torch.empty(scales.shape, dtype=torch.float64)
+    for code in scales.unique():
+        squares = (_restored(fmt, float(E8M0.decode(code[None]))) - x).square() + within
+        below = torch.nn.functional.pad((probability * squares).cumsum(0), (1, 0))
+        here = scales == code
+        noise[here] = torch.lerp(below[right[here] - 1], below[right[here]], part[here])
+    return noise / cdf(largest)
+
+
+@cache
+def _grid() -> tuple[Tensor, Tensor, Tensor]:
+    """Edges of the intervals, their middles, and the mean square distances from the middle."""
+    binades = 2.0 ** torch.arange(LOWEST, HIGHEST, dtype=torch.float64)
+    edges = (binades[:, None] * (1 + torch.arange(POINTS) / POINTS)).flatten()
+    return edges, (edges[1:] + edges[:-1]) / 2, edges.diff().square() / 12
+
+
+@cache
+def _restored(fmt: ElementFormat, scale: float) -> Tensor:
+    """The middles of all intervals as a block with this scale restores them."""
+    _, x, _ = _grid()
+    return fmt.decode(fmt.encode((x / scale).float())).double() * scale

@@ -6,9 +6,12 @@ from chipmath.experiments import (
     llvm_versions,
     matrix_chains,
     matrix_passes,
+    mx_lanes,
+    mx_step,
     mx_tiles,
     occupancy_price,
     one_equation,
+    reference_quantizer,
     residency,
     residency_launches,
 )
@@ -46,6 +49,8 @@ COMPILED = (
     one_equation.EXPERIMENT,
     llvm_versions.EXPERIMENT,
     fp8_mma.EXPERIMENT,
+    mx_step.EXPERIMENT,
+    mx_lanes.EXPERIMENT,
 )
-MEASURED = (copy_bandwidth.EXPERIMENT, residency.EXPERIMENT)
+MEASURED = (copy_bandwidth.EXPERIMENT, residency.EXPERIMENT, reference_quantizer.EXPERIMENT)
 EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (*COMPILED, *MEASURED)}
