@@ -279,11 +279,19 @@ def pages_quoting_changed(app, env, added, changed, removed) -> list[str]:
 
 
 def refuse_typed_badges(app, docname, source) -> None:
-    """Fail the build where a page writes a badge itself: a badge is the display of a result object, nothing else."""
-    typed = re.search(r"evidence evidence-|class\s*=\s*[\"']?evidence|data-(cite|recording|live)", source[0])
+    """Fail the build where a page writes a badge itself, or quotes a result by a role that shows none."""
+    text = source[0]
+    typed = re.search(r"evidence evidence-|class\s*=\s*[\"']?evidence|data-(cite|recording|live)", text)
     if typed:
-        line = source[0][: typed.start()].count("\n") + 1
-        raise ExtensionError(f"{docname}:{line}: a badge is typed by hand ({typed.group()!r}); glue a result instead")
+        where = f"{docname}:{_line(text, typed)}"
+        raise ExtensionError(f"{where}: a badge is typed by hand ({typed.group()!r}); glue a result instead")
+    bare = re.search(r"\{glue(:\w+)?\}", text)
+    if bare:
+        raise ExtensionError(f"{docname}:{_line(text, bare)}: {bare.group()} shows a result bare; use {{evidence}}")
+
+
+def _line(text: str, match: re.Match) -> int:
+    return text[: match.start()].count("\n") + 1
 
 
 def link_cited(app, pagename, templatename, context, doctree) -> None:

@@ -161,5 +161,11 @@ def test_typed_badges_are_refused(typed):
         chipbook.refuse_typed_badges(None, "intro", ["first line\n" + typed])
 
 
+@pytest.mark.parametrize("role", ["| {glue}`bare` |", "{glue:text}`bare:.2f`", "```{glue:figure} bare\n```"])
+def test_roles_that_show_a_bare_number_are_refused(role):
+    with pytest.raises(ExtensionError, match=r"intro:2: \{glue.*\} shows a result bare"):
+        chipbook.refuse_typed_badges(None, "intro", ["first line\n" + role])
+
+
 def test_prose_about_evidence_is_not_a_badge():
     chipbook.refuse_typed_badges(None, "intro", ["The evidence is computed; a class of evidence."])
