@@ -2,8 +2,10 @@
 # make test   the same environment with test tools, then ruff, pytest and the tests of the built book
 PYTHON ?= python3
 BIN := .venv/bin
-BUILD := $(BIN)/jupyter-book build . -W -n --keep-going
+# Modules, not scripts: what a parent environment already has leaves no script in .venv/bin.
+BUILD := $(BIN)/python -c "from jupyter_book.cli.main import main; main()" build . -W -n --keep-going
 
+.NOTPARALLEL:
 .PHONY: book test test-all clean environment-book environment-test
 
 book: environment-book
@@ -11,12 +13,12 @@ book: environment-book
 
 test: environment-test
 	$(BUILD)
-	$(BIN)/ruff check .
+	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pytest -m "not slow" --durations=10
 
 test-all: environment-test
 	$(BUILD)
-	$(BIN)/ruff check .
+	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pytest --durations=10
 
 environment-book environment-test: environment-%:

@@ -98,6 +98,9 @@ def set_execution_cache(app, config) -> None:
     execution = {n: repr(config[n]) for n in config.values if n.startswith("nb_execution_") and not n.endswith("_path")}
     visible = {n: os.environ.get(n, "") for n in VISIBLE_DEVICES}
     key = execution_key(Path(app.srcdir), execution | versions() | visible | {"gpus": repr(gpus())})
+    # The pages' chipmath is this checkout's, which the key describes, wherever an editable install points.
+    inherited = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(app.srcdir) / "kernels"), *([inherited] if inherited else [])])
     caches = Path(app.outdir).parent / ".jupyter_cache"
     config.nb_execution_cache_path = str(caches / key)
     (caches / key).mkdir(parents=True, exist_ok=True)

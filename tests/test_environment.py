@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -153,6 +154,24 @@ def test_a_venv_of_the_readers_own_is_used_and_not_cleared(shop, parent):
     assert found["notes"] == "1.0"
     assert found["torch"] == "2.13.0"
     assert "jupyter-book" in found
+
+
+def test_an_interrupted_venv_is_made_again_and_a_strangers_folder_is_kept(shop, parent):
+    index, book = shop
+    wheel(index, *CPU_BUILD)
+    venv = book / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin/python").symlink_to(sys.executable)
+    (venv / "made-from").write_text("")  # as an interrupted run leaves it: a python without pip of its own
+    prepare(parent, index, book)
+    assert versions(venv / "bin/python", index)["torch"] == "2.13.0"
+
+    shutil.rmtree(venv)
+    venv.mkdir()
+    (venv / "precious.txt").write_text("kept")
+    with pytest.raises(AssertionError, match="nothing was deleted"):
+        prepare(parent, index, book)
+    assert (venv / "precious.txt").read_text() == "kept"
 
 
 def test_torch_index_is_where_torch_comes_from(shop, parent, tmp_path):

@@ -58,7 +58,7 @@ def make_venv(venv: Path, parent: dict, marker: str) -> None:
     if venv.exists():
         shutil.rmtree(venv)
     venv.mkdir()
-    (venv / MARKER).write_text(marker)  # first, so that an interrupted run leaves a venv that is known to be ours
+    (venv / MARKER).write_text("")  # ours from the start; whole only at the end, so an interrupted one is made again
     inherit = parent["torch"] is not None
     command = [sys.executable, "-m", "venv", str(venv)]
     result = subprocess.run([*command, "--without-pip"] if inherit else command, capture_output=True, text=True)
@@ -70,6 +70,7 @@ def make_venv(venv: Path, parent: dict, marker: str) -> None:
         (site_packages / "parent.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
         if subprocess.run([str(venv / "bin/python"), "-m", "pip", "--version"], capture_output=True).returncode:
             run(venv / "bin/python", "-m", "ensurepip")
+    (venv / MARKER).write_text(marker)
 
 
 def install(python: Path, root: Path, purpose: str) -> None:
@@ -107,7 +108,8 @@ def stamp(root: Path, purpose: str, parent: dict) -> str:
     """Return the digest of what the environment was made from."""
     names = [*REQUIREMENTS[purpose], "pyproject.toml", "tools/environment.py"]
     contents = [(root / name).read_bytes() for name in names if (root / name).exists()]
-    seen = json.dumps([sys.version, parent["torch"], parent["frozen"], os.environ.get("TORCH_INDEX")])
+    index = os.environ.get("TORCH_INDEX")
+    seen = json.dumps([str(root.resolve()), sys.version, parent["torch"], parent["frozen"], index])
     return hashlib.sha256(b"\0".join([*contents, seen.encode()])).hexdigest()
 
 
@@ -123,9 +125,11 @@ def prepare(root: Path, purpose: str) -> Path:
     wanted = stamp(root, purpose, parent)
     if python.exists() and done.exists() and done.read_text() == wanted:
         return python
-    marker = json.dumps([sys.executable, sys.version, parent["torch"]])
+    marker = json.dumps([str(root.resolve()), sys.executable, sys.version, parent["torch"]])
     started_inside = Path(sys.prefix).resolve() == venv.resolve()
-    made_by_reader = python.exists() and not (venv / MARKER).exists()
+    made_by_reader = venv.exists() and not (venv / MARKER).exists()
+    if made_by_reader and not python.exists():
+        sys.exit(f"{venv} is not of this script's making and has no {python.name}: move it away, nothing was deleted")
     if not (started_inside or made_by_reader):
         if not (python.exists() and (venv / MARKER).read_text() == marker):
             make_venv(venv, parent, marker)
