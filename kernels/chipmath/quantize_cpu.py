@@ -37,6 +37,7 @@ BLOCK = 32
 TILE = 64  # blocks
 NAN_SCALE, LARGEST_SCALE = E8M0.nan_code, E8M0.max_code
 THREAD_ELEMENTS = 1 << 17  # the least that is worth waking a thread for: some 30 microseconds of work
+PARTS = 4  # a thread
 COMPILING = Lock()  # functools.cache alone would let every thread compile what another is compiling
 
 
@@ -68,18 +69,27 @@ def _words(x: Tensor) -> np.ndarray:
 
 def _share_out(kernel: Callable, words: np.ndarray, elements: np.ndarray, scales: np.ndarray, constant: int) -> None:
     """Run the kernel, which releases Python's lock, on as many threads as torch may use and the work deserves."""
-    threads = min(torch.get_num_threads(), words.size // THREAD_ELEMENTS)
-    if threads < 2:
-        kernel(words, elements, scales, constant)
-        return
-    tiles = -(-len(scales) // TILE)
-    starts = [tiles * part // threads * TILE for part in range(threads)]
-    parts = [slice(start, stop) for start, stop in zip(starts, [*starts[1:], None])]
 
     def run(part: slice) -> None:
         kernel(words[part], elements[part], scales[part], constant)
 
-    list(_pool(torch.get_num_threads(), os.getpid()).map(run, parts))
+    threads = min(torch.get_num_threads(), words.size // THREAD_ELEMENTS)
+    if threads < 2:
+        run(slice(None))
+        return
+    others = _pool(torch.get_num_threads() - 1, os.getpid())
+    work = [(others.submit(run, part), part) for part in _parts(len(scales), PARTS * threads)]
+    # From the other end this thread takes whatever no other has begun. One that the system holds up loses its share.
+    for future, part in reversed(work):
+        if future.cancel():
+            run(part)
+        else:
+            future.result()
+
+
+def _parts(blocks: int, count: int) -> list[slice]:
+    starts = [blocks * part // count // TILE * TILE for part in range(count)]
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], None])]
 
 
 @cache

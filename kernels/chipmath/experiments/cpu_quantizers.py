@@ -1,8 +1,9 @@
 """Quantizers on a CPU beside a copy: PYTHONPATH=kernels python -m chipmath.experiments.cpu_quantizers
 
 Prints gigabytes of input a second and the ratio to ``copy_`` into a warm buffer in the same round, p10, median and p90.
-Every candidate writes the reference's bytes before it is timed. Everything is done twice, in a process of its own each:
-with the allocator as it is, where a large output costs a page fault every 4 KiB, and with glibc told to keep memory.
+Every candidate writes the reference's bytes before it is timed. Everything is done in three processes: as it is, where
+a large output costs a page fault every 4 KiB; with glibc told to keep memory; and with OpenMP's threads told to sleep
+as well. After an operation of torch they spin for milliseconds, which Numba's threads, and other processes, pay for.
 Nothing is recorded: recordings are of GPUs, and a shared CPU gives no number to quote. Peers that are not installed are
 named.
 """
@@ -15,7 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,6 +35,11 @@ SEED = 0
 COPY, OURS, TORCHAO = "copy_ into a warm buffer", "chipmath.quantize_cpu", "torchao to_mx, eager"
 # glibc gives memory above the first limit back at once, and memory on top of the heap above the second.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
+SETTINGS: dict[str, dict[str, str]] = {
+    "allocator as it is": {},
+    "allocator keeps memory": KEEP_MEMORY,
+    "allocator keeps memory, OpenMP sleeps": KEEP_MEMORY | {"GOMP_SPINCOUNT": "0"},
+}
 
 Bytes = tuple[Tensor, Tensor]  # elements and scales, uint8
 Quantizer = Callable[[Tensor, str], Bytes]
@@ -129,11 +135,12 @@ def candidates(compile_too: bool) -> tuple[dict[str, tuple[Quantizer, int]], lis
         "chipmath.quantize, the reference": (reference, 4),
     }
     missing = []
-    if compile_too and shutil.which(os.environ.get("CXX", "g++")):
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if not compiler:
+        missing.append("a C++ compiler, for torch.compile")
+    elif compile_too:
         found["torch.compile, straightforward"] = (torch.compile(straightforward, fullgraph=True), 1)
         found["torch.compile of the reference's integers"] = (torch.compile(reference_at_once, fullgraph=True), 1)
-    else:
-        missing.append("torch.compile (a C++ compiler)")
     optional: dict[str, dict[str, tuple[Quantizer, int]]] = {
         "numba": {OURS: (ours, 1), f"{OURS}, warm buffers": (ours_into_warm_buffers, 1)},
         "torchao": {TORCHAO: (torchao, 1)},
@@ -191,7 +198,7 @@ def print_table(results: dict[str, tuple[Spread, Spread]]) -> None:
 
 
 def run_here(options: argparse.Namespace) -> None:
-    """Measure in this process, with whatever its allocator does."""
+    """Measure in this process, whose setting has a name."""
     quantizers, missing = candidates(options.compile)
     for dtype in options.dtype:
         x = torch.randn(options.shape, generator=torch.manual_seed(SEED)).to(getattr(torch, dtype))
@@ -200,15 +207,11 @@ def run_here(options: argparse.Namespace) -> None:
             before = os.getloadavg()[0]
             results = measure(x, scale_rule, quantizers, options.rounds)
             where = f"load {before:.1f} before, {os.getloadavg()[0]:.1f} after"
-            print(f"\n{' x '.join(map(str, x.shape))} {dtype}, E4M3, {scale_rule}; allocator {_allocator()}; {where}")
+            print(f"\n{' x '.join(map(str, x.shape))} {dtype}, E4M3, {scale_rule}; {options.here}; {where}")
             print_table(results)
             sys.stdout.flush()
     if missing:
         print(f"not measured, for lack of: {', '.join(missing)}")
-
-
-def _allocator() -> str:
-    return "keeps memory" if set(KEEP_MEMORY) <= set(os.environ) else "as it is"
 
 
 def _cpu_name() -> str:
@@ -226,7 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shape", nargs=2, type=int, default=SHAPE, metavar=("M", "K"))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
-    parser.add_argument("--here", action="store_true", help="in this process, with the allocator as it is")
+    parser.add_argument("--here", metavar="SETTING", help="in this process, whose setting is called so")
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
     if options.here:
@@ -234,10 +237,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     versions = [f"{name} {version(name)}" for name in ("torch", "numba", "torchao") if importlib.util.find_spec(name)]
     print(f"{_cpu_name()}, {torch.get_num_threads()} threads of torch; {', '.join(versions)}", flush=True)
-    command = [sys.executable, "-m", "chipmath.experiments.cpu_quantizers", "--here", *arguments]
-    plain = {name: value for name, value in os.environ.items() if name not in KEEP_MEMORY}
-    run = partial(subprocess.run, command, check=False)
-    return max(abs(run(env=environment).returncode) for environment in (plain, plain | KEEP_MEMORY))
+    plain = {name: value for name, value in os.environ.items() if name not in {*KEEP_MEMORY, "GOMP_SPINCOUNT"}}
+    failed = 0
+    for name, variables in SETTINGS.items():
+        command = [sys.executable, "-m", "chipmath.experiments.cpu_quantizers", "--here", name, *arguments]
+        failed |= subprocess.run(command, env=plain | variables, check=False).returncode != 0
+    return int(failed)
 
 
 if __name__ == "__main__":
