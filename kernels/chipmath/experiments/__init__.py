@@ -3,6 +3,7 @@
 from chipmath.experiments import (
     copy_bandwidth,
     fp8_mma,
+    llvm_23,
     llvm_versions,
     matrix_chains,
     matrix_passes,
@@ -48,6 +49,7 @@ COMPILED = (
     residency_launches.EXPERIMENT,
     one_equation.EXPERIMENT,
     llvm_versions.EXPERIMENT,
+    llvm_23.EXPERIMENT,
     fp8_mma.EXPERIMENT,
     mx_step.EXPERIMENT,
     mx_lanes.EXPERIMENT,
