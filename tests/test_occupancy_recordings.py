@@ -1,8 +1,8 @@
 """What the article on occupancy shows as compiled, against the model and against answers worked by hand."""
 
 import pytest
-from chipmath.devices import device
 from chipmath.crosscompile import CompilerMissing
+from chipmath.devices import device
 from chipmath.experiments import ExperimentError, llvm_23, llvm_versions, one_equation
 from chipmath.occupancy import occupancy
 from chipmath.recordings import newest
