@@ -3,7 +3,7 @@
 import pytest
 from chipmath.crosscompile import CompilerMissing
 from chipmath.devices import device
-from chipmath.experiments import ExperimentError, llvm_23, llvm_versions, one_equation
+from chipmath.experiments import ExperimentError, llvm_23, llvm_versions, named_barriers, one_equation
 from chipmath.occupancy import occupancy
 from chipmath.recordings import newest
 
@@ -93,6 +93,20 @@ def test_without_a_folder_llvm_23_is_missing(monkeypatch):
     monkeypatch.delenv("LLVM_23", raising=False)
     with pytest.raises(CompilerMissing, match="LLVM_23 names no folder"):
         llvm_23.compile_case("gfx950", "23.1", "noted", "LDS", 32_768)
+
+
+@pytest.mark.parametrize("arch", named_barriers.ARCHS)
+def test_one_named_barrier_books_all_below_it(arch):
+    booked = {row["number"]: row["barriers"] for row in newest("named_barriers").select(arch=arch)}
+    assert booked == {"0": 1, "1": 2, "3": 4, "7": 8, "15": 16, named_barriers.RUN_TIME: 16}
+
+
+# Blocks of 64 threads per SM: by blocks (or, on sm_120, warps) and then by barriers, by hand
+@pytest.mark.parametrize(("arch", "blocks"), [("sm_90", (32, 8, 4)), ("sm_120", (24, 3, 1))])
+def test_a_block_that_books_barriers_leaves_fewer(arch, blocks):
+    rows = newest("named_barriers")
+    got = tuple(rows.cell("groups_per_unit", arch=arch, number=n) for n in ("0", "7", named_barriers.RUN_TIME))
+    assert got == blocks
 
 
 def test_fp8_mma_is_fp16_where_the_chip_lacks_it():

@@ -10,6 +10,7 @@ from chipmath.experiments import (
     mx_lanes,
     mx_step,
     mx_tiles,
+    named_barriers,
     occupancy_price,
     one_equation,
     reference_quantizer,
@@ -51,6 +52,7 @@ COMPILED = (
     llvm_versions.EXPERIMENT,
     llvm_23.EXPERIMENT,
     fp8_mma.EXPERIMENT,
+    named_barriers.EXPERIMENT,
     mx_step.EXPERIMENT,
     mx_lanes.EXPERIMENT,
 )
