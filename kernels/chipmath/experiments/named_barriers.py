@@ -1,4 +1,4 @@
-"""How many named barriers a block books for the one that it uses: ptxas counts from 0 to the highest number in sight."""
+"""How many named barriers a block books that uses one: ptxas counts from 0 to the highest number in sight."""
 
 from chipmath.crosscompile import compile_cuda
 from chipmath.experiments.experiment import CompiledExperiment, Row
