@@ -27,7 +27,7 @@ from pathlib import Path
 from chipmath.crosscompile import CompileError, CompilerMissing
 from chipmath.experiments import EXPERIMENTS, Experiment, ExperimentError, Run
 from chipmath.gpu import DriverError, gpu
-from chipmath.recordings import PACKAGE, RECORDED, SCHEMA, UNKNOWN_COMMIT, Recording, recorded
+from chipmath.recordings import PACKAGE, RECORDED, SCHEMA, UNKNOWN_COMMIT, Recording, note_taken, recorded
 
 # Version or its beginning; tools/environment.py pins Triton. LLVM and TVM: of the experiment llvm_23 alone.
 PINNED = {"Triton": "3.9.0", "clang": "22", "nvcc": "13", "LLVM": "23.0.0git", "TVM": "0.1.0a4"}
@@ -73,8 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def take(experiment: Experiment, run: Run, source: Source, *, quick: bool) -> Recording:
-    """A run as a recording, in memory."""
-    return Recording(
+    """A run as a recording, in memory; a page may call one that was measured on a GPU live."""
+    recording = Recording(
         schema=SCHEMA,
         experiment=experiment.name,
         kind=experiment.kind,
@@ -88,6 +88,9 @@ def take(experiment: Experiment, run: Run, source: Source, *, quick: bool) -> Re
         columns=experiment.columns,
         rows=experiment.table(run.rows),
     )
+    if recording.kind == "measured" and not _is_rehearsal(recording):
+        note_taken(recording)
+    return recording
 
 
 def find_source(commit: str | None = None) -> Source:
@@ -102,7 +105,7 @@ def find_source(commit: str | None = None) -> Source:
 
 def write(recording: Recording, folder: Path) -> Path:
     """Write one file in one step: what is seen under its name is always whole."""
-    if recording.kind == "measured" and recording.device["arch"] == "cpu":
+    if _is_rehearsal(recording):
         raise ValueError("a rehearsal on a CPU is no measurement: not written")
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / recording.file_name
@@ -116,6 +119,10 @@ def write(recording: Recording, folder: Path) -> Path:
     finally:
         partial.unlink(missing_ok=True)
     return target
+
+
+def _is_rehearsal(recording: Recording) -> bool:
+    return recording.device.get("arch") == "cpu"
 
 
 def command(experiment: str) -> str:

@@ -53,7 +53,7 @@ class Recording:
     rows: list[list[Any]]
 
     def __post_init__(self):
-        """Check every field, so that a recording typed or edited by hand fails where it is read."""
+        """Check the form of every field; tests hold its numbers against git's history and, compiled, the compiler."""
         for name, (is_right, expected) in _FIELDS.items():
             value = getattr(self, name)
             if not is_right(value):
@@ -161,6 +161,19 @@ def newest(experiment: str) -> Recording:
         known = sorted({recording.experiment for recording in recorded()})
         raise LookupError(f"no recording of {experiment!r}; there are some of {', '.join(known) or 'nothing'}")
     return found[-1]
+
+
+_taken_here: set[str] = set()  # as JSON: a recording whose rows were changed since is another one
+
+
+def note_taken(recording: Recording) -> None:
+    """Remember a measurement of this process; `chipmath.bench` calls it and nothing else does."""
+    _taken_here.add(recording.to_json())
+
+
+def is_taken_here(recording: Recording) -> bool:
+    """Whether `chipmath.bench` took exactly this measurement in this process: only then is it live."""
+    return recording.to_json() in _taken_here
 
 
 def is_recorded(recording: Recording) -> bool:
