@@ -47,9 +47,9 @@ class ToyBook:
         """Append text to the page."""
         self.page.write_text(self.page.read_text() + text)
 
-    def build(self) -> tuple[int, str]:
-        """Build as the Makefile does; return exit status and output."""
-        command = [Path(sys.executable).with_name("jupyter-book"), "build", ".", "-W", "-n", "--keep-going"]
+    def build(self, *options: str) -> tuple[int, str]:
+        """Build as the Makefile does, with more options; return exit status and output."""
+        command = [Path(sys.executable).with_name("jupyter-book"), "build", ".", "-W", "-n", "--keep-going", *options]
         result = subprocess.run(command, cwd=self.root, capture_output=True, text=True)
         return result.returncode, result.stdout + result.stderr
 

@@ -36,6 +36,7 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 from chipbook.execution import executed_cells, gpus
 
 METADATA_KEY = "chipmath-evidence"  # written by chipmath.evidence, which a build must not import: cells import it
+TYPED = "a badge is typed by hand; glue or display a result of chipmath.evidence instead"
 
 
 class Result(nodes.inline):
@@ -75,73 +76,69 @@ def _join(attributes: dict[str, str], name: str, value: str) -> None:
     attributes[name] = f"{attributes[name]} {value}"
 
 
-def check_result(data: dict[str, str], metadata: dict, root: Path, where: str) -> None:
-    """Fail the build where a display is not exactly a result's, or its badges name nothing that exists.
+def errors_of(data: dict[str, str], metadata: dict, root: Path) -> list[str]:
+    """Say what is wrong with a display that claims to be a result: changed, or with badges that name nothing.
 
     data, metadata  as a cell displayed or glued them
     root            the book's folder
-    where           page and line or cell, for the message
     """
     html, text = data.get("text/html", ""), data.get("text/plain", "")
     written = hashlib.sha256("\0".join((METADATA_KEY, html, text)).encode()).hexdigest()
     mark = metadata.get(METADATA_KEY)
     if not isinstance(mark, dict) or mark.get("sha256") != written:
-        raise ExtensionError(f"{where}: not as a result of chipmath.evidence displays itself: {text[:80]}")
-    for badge in badges(html):
-        if "evidence" in badge["class"]:
-            _check_badge(badge, root, where)
+        return [f"not as a result of chipmath.evidence displays itself: {text[:80]!r}"]
+    found = [_badge_error(badge, root) for badge in badges(html) if "evidence" in badge["class"]]
+    return [error for error in found if error]
 
 
-def _check_badge(badge: Tag, root: Path, where: str) -> None:
+def _badge_error(badge: Tag, root: Path) -> str:
     (kind,) = [name.removeprefix("evidence-") for name in badge["class"] if name != "evidence"]
     if kind == "cited" and badge["data-cite"] not in bibliography(root):
-        raise ExtensionError(f"{where}: a result cites {badge['data-cite']!r}, which references.bib does not have")
+        return f"a result cites {badge['data-cite']!r}, which references.bib does not have"
     if "data-live" in badge.attrs:
-        if not gpus():
-            raise ExtensionError(f"{where}: a live result of {badge['data-live']!r}, and this machine has no GPU")
-    elif kind in ("compiled", "measured"):
-        path = root / "kernels/chipmath/recorded" / Path(badge["data-recording"]).name
+        return "" if gpus() else f"a live result of {badge['data-live']!r}, and this machine has no GPU"
+    if kind in ("compiled", "measured"):
+        path = root / "kernels/chipmath/recorded" / badge["data-recording"]
         if not path.exists() or json.loads(path.read_text(encoding="utf-8"))["kind"] != kind:
-            raise ExtensionError(
-                f"{where}: no {kind} recording {badge['data-recording']!r} in kernels/chipmath/recorded/"
-            )
+            return f"no {kind} recording {badge['data-recording']!r} in kernels/chipmath/recorded/"
+    return ""
 
 
 def check_document(app, doctree: nodes.document) -> None:
     """Mark the outputs of cells that are results, and fail where any other node has a badge."""
     env, root = app.env, Path(app.srcdir)
-    shown = _results_of_cells(app, root)
+    shown, errors = _results_of_cells(app, root)
     for raw in list(doctree.findall(nodes.raw)):
         if raw.astext() in shown:
             raw.replace_self(ResultHTML(raw.rawsource, raw.astext(), **raw.attributes))
+    errors += [f"{_place(node, env)}: {TYPED}" for node in doctree.findall(nodes.Element) if _is_typed(node)]
+    if errors:
+        raise ExtensionError("\n".join(errors))
     if any("data-cite=" in html for html in _written(doctree)):
         env.note_dependency(str(root / "references.bib"))
-    for node in doctree.findall(nodes.Element):
-        typed = any(map(is_badge_class, node.get("classes", [])))
-        if isinstance(node, nodes.raw) and not isinstance(node, ResultHTML):
-            typed = typed or badges(node.astext())
-        if typed:
-            shown = re.sub(r"\s+", " ", node.rawsource or node.astext())[:80]
-            raise ExtensionError(f"{_place(node, env)}: a badge is typed by hand ({shown!r}); glue a result instead")
 
 
-def _results_of_cells(app, root: Path) -> set[str]:
-    """Return the HTML of every checked result that a cell of this page displays."""
-    shown, page = set(), app.env.docname
+def _results_of_cells(app, root: Path) -> tuple[set[str], list[str]]:
+    """Return the HTML of every result that a cell of this page displays, and what is wrong with the others."""
+    shown, errors, page = set(), [], app.env.docname
     for number, cell in enumerate(executed_cells(app, page), 1):
-        where = f"{page}, code cell {number}"
         for output in cell.outputs:
             data, metadata = output.get("data", {}), output.get("metadata", {})
             if metadata.get("scrapbook", {}).get("mime_prefix"):
                 continue  # glued and not displayed: the role that quotes it checks it
             if METADATA_KEY in metadata:
-                check_result(data, metadata, root, where)
+                errors += [f"{page}, code cell {number}: {error}" for error in errors_of(data, metadata, root)]
                 shown.add(data["text/html"])
             elif badges(data.get("text/html", "")):
-                raise ExtensionError(
-                    f"{where}: a badge is typed by hand; display a result of chipmath.evidence instead"
-                )
-    return shown
+                errors.append(f"{page}, code cell {number}: {TYPED}")
+                shown.add(data["text/html"])
+    return shown, errors
+
+
+def _is_typed(node: nodes.Element) -> bool:
+    if isinstance(node, nodes.raw) and not isinstance(node, ResultHTML) and badges(node.astext()):
+        return True
+    return any(map(is_badge_class, node.get("classes", [])))
 
 
 def _place(node: nodes.Node, env) -> str:
@@ -164,7 +161,7 @@ def check_page(app, pagename, templatename, context, doctree) -> None:
         return
     extra = found - Counter(str(badge) for html in _written(doctree) for badge in badges(html))
     if extra:
-        raise ExtensionError(f"{pagename}: a badge is typed by hand ({next(iter(extra))[:80]!r}); no result wrote it")
+        raise ExtensionError(f"{pagename}: {TYPED}: {next(iter(extra))[:80]}")
 
 
 # --- results in running text ----------------------------------------------------------------------------------------
@@ -205,7 +202,8 @@ def _result(data: dict, metadata: dict, env, where: str, key: str) -> Result:
     if METADATA_KEY not in metadata:
         shown = data.get("text/plain")
         raise ExtensionError(f"{where}: {{evidence}}`{key}` is not a result of chipmath.evidence, but {shown}")
-    check_result(data, metadata, Path(env.srcdir), where)
+    if errors := errors_of(data, metadata, Path(env.srcdir)):
+        raise ExtensionError(f"{where}: {'; '.join(errors)}")
     return Result(data["text/plain"], data["text/plain"], html=data["text/html"])
 
 
