@@ -163,13 +163,13 @@ def test_every_device_shows_its_newest_recording(shelf):
     other = {"name": "Another Card", "arch": "gfx950", "clock_hz_before": None, "clock_hz_after": None}
     shelf(
         residency(),
-        residency(30, taken="2026-12-01T00:00:00Z"),
+        residency(30, taken="2026-11-21T00:00:00Z"),
         residency(8, device=other, taken="2026-11-01T00:00:00Z"),
     )
     result = measure("residency")
     assert [(r.device["name"], r.taken[:10]) for r in result.recorded] == [
         ("Another Card", "2026-11-01"),
-        ("A Card 80GB", "2026-12-01"),
+        ("A Card 80GB", "2026-11-21"),
     ]
     assert str(result.value("counted_groups_most", "d", **KEYS)) == "30"
     assert str(result.value("counted_groups_most", "d", device="Another Card", **KEYS)) == "8"

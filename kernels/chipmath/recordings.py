@@ -9,6 +9,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, fields
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,18 @@ def code_digest(sources: tuple[str, ...]) -> str:
     return digest.hexdigest()
 
 
+def moment(taken: str) -> datetime:
+    """The field ``taken`` as a time; ValueError where it is none."""
+    return datetime.strptime(taken, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+
+
+def _is_taken(value: Any) -> bool:
+    try:
+        return moment(value) < datetime.now(timezone.utc) + timedelta(days=1)  # a clock may be wrong, not by a day
+    except (ValueError, TypeError):
+        return False
+
+
 def _matches(pattern: str):
     return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
@@ -217,7 +230,7 @@ _FIELDS = {
     "code": (_matches(r"[0-9a-f]{64}"), "a SHA-256 of 64 hexadecimal digits"),
     "commit": (_matches(rf"[0-9a-f]{{40}}|{UNKNOWN_COMMIT}"), f"40 hexadecimal digits or {UNKNOWN_COMMIT!r}"),
     "dirty": (lambda value: isinstance(value, bool), "true or false"),
-    "taken": (_matches(r"20\d\d-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-5]\dZ"), "a UTC time like 2026-11-20T14:02:11Z"),
+    "taken": (_is_taken, "a UTC time like 2026-11-20T14:02:11Z, and not in the future"),
     "device": (lambda value: isinstance(value, dict), "an object"),
     "software": (_is_versions, "an object of versions"),
     "method": (_is_method, "an object whose form is quick or full"),
