@@ -6,6 +6,7 @@ The recordings and the GPU here are made up and live in temporary folders; no nu
 import dataclasses
 
 import pytest
+import torch
 from chipmath import bench, measurements, recordings
 from chipmath.crosscompile import CompileError, CompilerMissing
 from chipmath.evidence import Measured
@@ -146,6 +147,29 @@ def test_a_live_run_that_fails_is_told(shelf, live, recorded, error):
     assert "not measured on A Card 80GB: counts do not add up" in text
     assert text.startswith("Prediction, not a measurement") != recorded
     assert "data-live" not in html
+
+
+def test_a_live_run_out_of_memory_is_told(shelf, live):
+    def allocates(gpu, quick, progress):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore advice")
+
+    live(allocates)
+    text, html = shown(measure("residency"))
+    assert "residency needs more memory than this GPU has free: CUDA out of memory. Tried to allocate 2.00 GiB." in text
+    assert "More advice" not in text
+    assert "data-live" not in html
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyError, RuntimeError, KeyboardInterrupt])
+def test_a_defect_of_a_live_run_fails_the_page(shelf, live, error):
+    """Only what an experiment itself reports is told as a reason; a bug or an interrupt is never one."""
+
+    def breaks(gpu, quick, progress):
+        raise error("a bug")
+
+    live(breaks)
+    with pytest.raises(error, match="a bug"):
+        measure("residency")
 
 
 def test_a_live_run_ends_where_a_page_would_wait_too_long(shelf, live, monkeypatch):

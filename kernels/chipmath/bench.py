@@ -19,6 +19,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -60,7 +61,15 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    source = find_source(options.commit)  # before the first recording is written
+    try:
+        source = find_source(options.commit)  # before the first recording is written
+    except ValueError as error:
+        parser.error(str(error))
+    if not options.dry_run:
+        try:
+            _make_writable(_folder(options, source))  # before minutes of work
+        except OSError as error:
+            parser.error(f"cannot write to {_folder(options, source)}: {error.strerror}")
     do = _rehearse if options.dry_run else _record
     try:
         failed = [experiment.name for experiment in experiments if not do(experiment, options, source)]
@@ -94,20 +103,24 @@ def take(experiment: Experiment, run: Run, source: Source, *, quick: bool) -> Re
 
 
 def find_source(commit: str | None = None) -> Source:
-    """What git says of this package; ``commit`` speaks for it where git cannot, and is checked where it can."""
+    """What git says of this package; ``commit`` speaks for it where git cannot.
+
+    Raises ValueError where git can, and says otherwise.
+    """
     head = _git("rev-parse", "HEAD")
     # A package inside somebody else's repository (a virtual environment, say) is not a checkout of the book.
     if head is None or not (PACKAGE.parent.parent / ".git").exists():
         return Source(commit or UNKNOWN_COMMIT, False, False)
+    if commit not in (None, head):
+        raise ValueError(f"--commit {commit}: this checkout is at {head}, and --commit is for copies without .git")
     changes = _git("status", "--porcelain", "--", ":/", f":(exclude){RECORDED}")
-    return Source(commit or head, bool(changes) or commit not in (None, head), True)
+    return Source(head, bool(changes), True)
 
 
 def write(recording: Recording, folder: Path) -> Path:
     """Write one file in one step: what is seen under its name is always whole."""
     if _is_rehearsal(recording):
         raise ValueError("a rehearsal on a CPU is no measurement: not written")
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / recording.file_name
     partial = target.with_name(f".{target.name}.partial")
     try:
@@ -186,6 +199,13 @@ def _folder(options: argparse.Namespace, source: Source) -> Path:
     if options.out:
         return options.out
     return RECORDED if source.in_checkout and not options.quick else Path(f"recorded-{time.strftime('%Y-%m-%d')}")
+
+
+def _make_writable(folder: Path) -> None:
+    """Make the folder, and fail with OSError where no file can be made in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def _require_pinned(experiment: Experiment, run: Run, out: Path | None) -> None:

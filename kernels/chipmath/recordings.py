@@ -197,9 +197,11 @@ def moment(taken: str) -> datetime:
 
 
 def _is_taken(value: Any) -> bool:
+    if not _matches(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")(value):
+        return False
     try:
         return moment(value) < datetime.now(timezone.utc) + timedelta(days=1)  # a clock may be wrong, not by a day
-    except (ValueError, TypeError):
+    except ValueError:  # the 30th of February
         return False
 
 

@@ -150,8 +150,14 @@ class MeasuredExperiment(Experiment):
             raise ExperimentError(
                 f"{self.name} is measured on a GPU, and torch sees none here (--dry-run rehearses it)"
             )
+        import torch
+
         before = clock_hz(here)
-        method, rows = self.measure(here, quick, progress)
+        try:
+            method, rows = self.measure(here, quick, progress)
+        except torch.OutOfMemoryError as error:
+            first_line = str(error).partition("\n")[0]
+            raise ExperimentError(f"{self.name} needs more memory than this GPU has free: {first_line}") from error
         return Run(device_record(here, before, clock_hz(here)), software_record(here), method, rows)
 
     def rehearsal(self, progress: Progress) -> Run:
