@@ -86,10 +86,6 @@ class Recording:
         experiment = EXPERIMENTS.get(self.experiment)
         return experiment is None or experiment.code() != self.code
 
-    def column(self, name: str) -> list[Any]:
-        """Every row's cell in one column."""
-        return [row[self._index(name)] for row in self.rows]
-
     def select(self, **column_values) -> list[dict[str, Any]]:
         """The rows with these cells, as dictionaries; none is an empty list."""
         wanted = {self._index(name): value for name, value in column_values.items()}
