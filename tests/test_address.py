@@ -237,3 +237,13 @@ def test_citation_file_agrees_with_book_and_package():
     assert TEXT_LICENSE in (ROOT / "LICENSE-TEXT").read_text()
     assert work.get("url", "") == config["html"]["baseurl"]
     assert work.get("repository-code", "") == config["repository"]["url"]
+
+
+def test_a_changed_style_sheet_reaches_every_page(unpublished):
+    """Sphinx alone would say "no targets are out of date" and copy nothing."""
+    sheet = unpublished.root / "_static/book.css"
+    sheet.write_text(sheet.read_text() + ".changed { color: red }\n")
+    before = unpublished.html("page")
+    assert unpublished.build()[0] == 0
+    assert ".changed" in (unpublished.root / "_build/html/_static/book.css").read_text()
+    assert unpublished.html("page") != before  # it names the style sheet by its checksum
