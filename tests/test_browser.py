@@ -131,7 +131,7 @@ def test_search_opened_from_disk_finds_words_of_results_and_badges(browser, word
 
 def test_search_field_leads_to_results(browser):
     with Visit(browser, "intro", viewport=DESKTOP) as visit:
-        visit.page.locator("button.search-button:visible").first.click()
+        visit.page.locator("button.search-button__button:visible").first.click()
         field = visit.page.locator("input[type=search]:visible").first
         field.fill("limiter")
         field.press("Enter")
