@@ -31,7 +31,7 @@ class ToyBook:
 
     def __init__(self, root: Path):
         self.root = root
-        for name in ("_config.yml", "_ext", "_vendor", "_static"):
+        for name in ("_config.yml", "_ext", "_vendor", "_static", "CITATION.cff"):
             source = ROOT / name
             shutil.copytree(source, root / name) if source.is_dir() else shutil.copy(source, root / name)
         generated = shutil.ignore_patterns("__pycache__", "*.egg-info")
