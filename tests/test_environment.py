@@ -116,6 +116,12 @@ def install_rocm(parent, index):
     wheel(index, *NEWEST)
 
 
+def install_torch(parent, index):
+    """A torch alone, as a container may have it; a .venv that sees it is also the quickest to make."""
+    wheel(index, *CPU_BUILD)
+    run([parent, "-m", "pip", "install", "-q", "torch==2.13.0"], index)
+
+
 def test_rocm_torch_of_a_parent_venv_is_seen_and_stays(shop, parent):
     index, book = shop
     install_rocm(parent, index)
@@ -144,7 +150,7 @@ def test_plain_pip_install_leaves_rocm_torch(shop, parent):
 
 def test_second_call_does_nothing_until_a_requirement_changes(shop, parent):
     index, book = shop
-    wheel(index, *CPU_BUILD)
+    install_torch(parent, index)
     assert "pip install" in prepare(parent, index, book)
     assert "pip install" not in prepare(parent, index, book)
     wheel(index, "extra", "1.0", [])
@@ -232,7 +238,7 @@ def test_what_wants_another_numpy_or_torch_is_refused(shop, parent):
 
 def test_triton_pulls_nothing_in(shop, parent):
     index, book = shop
-    wheel(index, *CPU_BUILD)
+    install_torch(parent, index)
     wheel(index, "triton", "3.9.0", ["stray"])
     wheel(index, "stray", "1.0", [])
     prepare(parent, index, book)
@@ -243,7 +249,7 @@ def test_triton_pulls_nothing_in(shop, parent):
 
 def test_inside_and_outside_its_venv_make_does_the_same(shop, parent):
     index, book = shop
-    install_rocm(parent, index)
+    install_torch(parent, index)
     prepare(parent, index, book)
     inside = book / ".venv/bin/python"
     assert "pip install" not in prepare(inside, index, book)
@@ -258,7 +264,7 @@ def test_inside_and_outside_its_venv_make_does_the_same(shop, parent):
 
 def test_started_inside_it_updates_its_venv_and_does_not_make_it_again(shop, parent):
     index, book = shop
-    wheel(index, *CPU_BUILD)
+    install_torch(parent, index)
     wheel(index, "notes", "1.0", [])
     prepare(parent, index, book)
     inside = book / ".venv/bin/python"
