@@ -346,6 +346,15 @@ def test_a_pip_configuration_for_the_users_folder_is_not_followed(shop, parent, 
     assert "jupyter-book" in versions(book / ".venv/bin/python", index)
 
 
+@pytest.mark.parametrize("watched", [True, False])
+def test_downloads_show_their_progress_on_a_terminal(monkeypatch, watched):
+    commands = []
+    monkeypatch.setattr(environment, "run", lambda *command, **rest: commands.append(command))
+    monkeypatch.setattr(environment.sys.stdout, "isatty", lambda: watched)
+    environment.pip("python", "torch")
+    assert ("--quiet" in commands[0]) == (not watched)
+
+
 def test_a_link_to_a_venv_is_used(shop, parent, new_venv, tmp_path):
     index, book = shop
     wheel(index, *CPU_BUILD)

@@ -117,7 +117,9 @@ def state_version_of_torch(python: Path, site: Path) -> None:
 
 def pip(python: Path, *arguments: str, check: bool = True, cwd: Path | None = None) -> int:
     """Run ``pip install`` with ``arguments``; whatever the reader's settings say, it installs beside ``python``."""
-    options = ("--quiet", "--disable-pip-version-check")
+    # Someone who watches sees what is fetched and how far it is; a log would get a line a package.
+    quiet = () if sys.stdout.isatty() else ("--quiet",)
+    options = (*quiet, "--disable-pip-version-check")
     # PIP_USER=0 also overrides a configuration file.
     environment = {name: value for name, value in os.environ.items() if name not in PLACES} | {"PIP_USER": "0"}
     return run(python, "-m", "pip", "install", *options, *arguments, check=check, cwd=cwd, env=environment)
