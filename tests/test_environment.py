@@ -214,6 +214,21 @@ def test_requirements_name_no_triton_and_only_a_lower_bound_for_torch():
     assert (ROOT / "requirements.txt").read_text().rstrip().endswith("\n-e .")
 
 
+def test_an_installed_package_has_all_its_files():
+    """pip install git+… copies what pyproject.toml names; an experiment without its source file cannot run."""
+    packages = ROOT / "kernels"
+    patterns = setuptools_of_pyproject()["package-data"]
+    named = {path for package, globs in patterns.items() for pattern in globs
+             for path in (packages / package.replace(".", "/")).glob(pattern)}  # fmt: skip
+    files = {path for path in (packages / "chipmath").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert not sorted(path.name for path in files - named if path.suffix != ".py")
+
+
+def setuptools_of_pyproject() -> dict:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 reads no TOML: the files of the package are unchecked")
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+
+
 def install_in(python, index, *arguments):
     run([python, "-m", "pip", "install", "-q", *arguments], index)
 
