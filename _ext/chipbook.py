@@ -348,7 +348,14 @@ class Corrections(SphinxDirective):
             raise ExtensionError(f"{self.env.docname}: corrections.yml has no {article!r}, only {', '.join(entries)}")
         if not entries[article]:
             return [nodes.paragraph("", "Nothing so far.")]
-        lines = [":::{list-table}", ":header-rows: 1", "", "* - The first edition", "  - What holds", "  - Shown in"]
+        lines = [
+            ":::{list-table} What the first edition said, and what holds",
+            ":header-rows: 1",
+            "",
+            "* - The first edition",
+            "  - What holds",
+            "  - Shown in",
+        ]
         for entry in entries[article]:
             lines += [f"* - {entry['claim']}", f"  - {entry['right']}", f"  - {entry['shown']}"]
         table = nodes.container(classes=["corrections"])

@@ -194,6 +194,8 @@ def test_a_rehearsal_cannot_be_written(folder):
         ({"Triton": "3.9.01"}, None, 1),
         ({"clang": "21.1.0"}, None, 1),
         ({"NVRTC": "13.0"}, None, 1),
+        ({"LLVM": "24.0.0git"}, None, 1),
+        ({"LLVM": "23.0.0git", "TVM": "0.1.0a4", "Triton": "3.9.0"}, None, 0),
         ({"Triton": "3.6.0"}, "elsewhere", 0),
     ],
 )
@@ -201,7 +203,9 @@ def test_only_pinned_compilers_make_the_books_recordings(folder, monkeypatch, ca
     stand_in(monkeypatch, "matrix_passes", lambda *a: dataclasses.replace(passes(*a), software=software))
     assert bench.main(["matrix_passes", *(["--out", out] if out else [])]) == status
     if status:
-        assert "and the recordings are of Triton 3.9.0, clang 22, nvcc 13: use --out DIR" in capsys.readouterr().err
+        message = capsys.readouterr().err
+        assert "and the recordings are of Triton 3.9.0, clang 22, nvcc 13, " in message
+        assert ": use --out DIR" in message
     assert files(folder) == ([] if status else [f"{out or 'recorded'}/compiled-matrix_passes.json"])
 
 

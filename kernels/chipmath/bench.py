@@ -29,7 +29,8 @@ from chipmath.experiments import EXPERIMENTS, Experiment, ExperimentError, Run
 from chipmath.gpu import DriverError, gpu
 from chipmath.recordings import PACKAGE, RECORDED, SCHEMA, UNKNOWN_COMMIT, Recording, recorded
 
-PINNED = {"Triton": "3.9.0", "clang": "22", "nvcc": "13"}  # version or its beginning; tools/environment.py pins Triton
+# Version or its beginning; tools/environment.py pins Triton. LLVM and TVM: of the experiment llvm_23 alone.
+PINNED = {"Triton": "3.9.0", "clang": "22", "nvcc": "13", "LLVM": "23.0.0git", "TVM": "0.1.0a4"}
 EXPECTED_ERRORS = (ExperimentError, CompilerMissing, CompileError, DriverError)
 
 

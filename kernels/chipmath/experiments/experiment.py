@@ -173,6 +173,6 @@ def compilers(texts) -> dict[str, str]:
     found = {}
     for text in sorted(set(texts)):
         words = text.split(",")[0].split()
-        name = next(known for known in ("Triton", "clang", "nvcc", "NVRTC") if known in words)
+        name = next(known for known in ("TVM", "LLVM", "Triton", "clang", "nvcc", "NVRTC") if known in words)
         found[name] = next(word for word in words[words.index(name) + 1 :] if word[0].isdigit())
     return found
