@@ -5,6 +5,9 @@ BIN := .venv/bin
 # Modules, not scripts: what a parent environment already has leaves no script in .venv/bin.
 BUILD := $(BIN)/python -c "from jupyter_book.cli.main import main; main()" build . -W -n --keep-going
 
+# Triton's own place is the home folder, which a container may not let it write to.
+export TRITON_CACHE_DIR ?= $(CURDIR)/_build/.triton
+
 .NOTPARALLEL:
 .PHONY: book test test-all clean environment-book environment-test
 
