@@ -7,6 +7,9 @@ BIN := .venv/bin
 BUILD := $(BIN)/python -c "from jupyter_book.cli.main import main; main()" build . -W -n --keep-going
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
+# Triton's own place is the home folder, which a container may not let it write to.
+export TRITON_CACHE_DIR ?= $(CURDIR)/_build/.triton
+
 .NOTPARALLEL:
 .PHONY: book pdf test test-all clean environment-book environment-test
 

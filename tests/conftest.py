@@ -49,7 +49,9 @@ class ToyBook:
 
     def build(self, *options: str) -> tuple[int, str]:
         """Build as the Makefile does, with more options; return exit status and output."""
-        command = [Path(sys.executable).with_name("jupyter-book"), "build", ".", "-W", "-n", "--keep-going", *options]
+        # Not the script beside the interpreter: where a parent environment has jupyter-book there is none.
+        program = "from jupyter_book.cli.main import main; main()"
+        command = [sys.executable, "-c", program, "build", ".", "-W", "-n", "--keep-going", *options]
         result = subprocess.run(command, cwd=self.root, capture_output=True, text=True)
         return result.returncode, result.stdout + result.stderr
 

@@ -584,7 +584,7 @@ def test_unknown_chips_are_not_counted():
 def test_launch_is_declared_as_in_the_vendors_header(vendor, file, status, function, monkeypatch):
     base = ctypes_of.__globals__["BASE"]  # how test_gpu.py reads the headers, and two types more
     for stream in ("CUstream", "hipStream_t"):
-        monkeypatch.setitem(base, stream, launching.gpu._HANDLE)
+        monkeypatch.setitem(base, stream, launching.gpu.HANDLE)
     parameters = re.search(rf"\b{status} {function}\s*\(([^)]*)\)\s*;", header(vendor, file))[1]
     declared = [ctypes_of(" ".join(part.replace("void**", "void **").split())) for part in parameters.split(",")]
     assert declared == launching._LAUNCH

@@ -336,12 +336,10 @@ def test_llvm_agrees_once_it_is_told_of_no_dynamic_lds(arch):
 
 
 @pytest.mark.skipif(TRITON < (3, 8), reason="earlier Triton uses half the LDS, which does not bind")
-def test_notes_name_the_lds_that_llvm_does_not_see():
+def test_llvm_does_not_see_the_lds_that_a_launch_adds():
     binary = tile("gfx950")
     assert (binary.compiler_waves_per_simd, binary.occupancy().groups_per_unit) == (3, 2)
-    says, why = binary.occupancy_notes()
-    assert says == "the compiler says 3 waves per SIMD, the model 2"
-    assert f"{binary.shared_bytes:,} bytes of LDS" in why
+    assert binary.occupancy(dynamic_shared_bytes=-binary.dynamic_shared_bytes).groups_per_unit == 3
 
 
 @pytest.mark.parametrize("waves", [1, 2, 3, 4])
@@ -351,16 +349,6 @@ def test_waves_per_eu_is_a_ceiling_that_the_descriptor_enforces(waves):
     assert binary.registers < 24, "the kernel itself would fit 8 times"
     assert binary.compiler_waves_per_simd == waves
     assert binary.occupancy().waves_per_unit == 4 * waves
-    assert binary.occupancy_notes() == []
-
-
-def test_notes_tell_when_tensor_memory_runs_out_first():
-    binary = tile("sm_100")
-    assert binary.occupancy().groups_per_unit * 256 <= 512
-    assert binary.occupancy_notes() == []
-    small_groups = binary.occupancy_notes(32)  # as if each of many groups asked for 256 columns
-    assert len(small_groups) == 1
-    assert "256 of 512 columns" in small_groups[0]
 
 
 # HIP
@@ -410,7 +398,6 @@ def test_a_chain_costs_twelve_registers(chains):
         assert (binary.registers, binary.accumulators, binary.spills) == (10 + 12 * count, 0, 0)
         assert binary.instructions("mfma") == {"v_mfma_scale_f32_16x16x128_f8f6f4": count}
         assert binary.occupancy().waves_per_unit == 4 * binary.compiler_waves_per_simd
-        assert binary.occupancy_notes() == []
     assert [chains(count).compiler_waves_per_simd for count in (1, 2, 4, 5, 6, 7, 8, 16)] == [8, 8, 8, 7, 5, 5, 4, 2]
 
 
@@ -438,21 +425,19 @@ def test_spills_where_the_group_size_leaves_too_few_registers(chains):
 
 
 @needs_clang
-def test_notes_tell_whole_groups_from_waves(chains):
+def test_only_whole_groups_are_resident(chains):
     binary = chains(1, threads=320)
     assert (binary.compiler_waves_per_simd, binary.occupancy().groups_per_unit) == (8, 6)
-    assert binary.occupancy_notes()[1:] == ["only whole groups are resident: 6 of 5 waves each"]
 
 
 @needs_clang
-def test_notes_tell_what_cannot_launch(chains):
-    notes = chains(20).occupancy_notes(1024)
+def test_more_threads_than_it_was_compiled_for_cannot_launch(chains):
     assert chains(20).occupancy(1024).groups_per_unit == 0
-    assert "nothing can launch" in notes[1]
+    assert "and the register file holds" in chains(20).occupancy(1024).reason
 
 
 @needs_clang
-def test_notes_tell_old_lds_steps(tmp_path):
+def test_llvm_before_24_divides_lds_by_bytes(tmp_path):
     """32 KiB is 26 blocks of 1280 bytes, so 4 groups; LLVM before 24 divides bytes by bytes."""
     source = tmp_path / "lds.hip"
     source.write_text(
@@ -469,7 +454,6 @@ def test_notes_tell_old_lds_steps(tmp_path):
     assert binary.occupancy(dynamic_shared_bytes=1 << 15).groups_per_unit == 2
     if re.search(r"clang version (\d+)", binary.compiler)[1] == "22":
         assert binary.compiler_waves_per_simd == 5
-        assert "before version 24" in binary.occupancy_notes()[1]
 
 
 @needs_clang
@@ -699,8 +683,53 @@ def test_missing_nvcc_and_nvrtc_are_named(monkeypatch, fp8_source):
 
 def test_missing_nvdisasm_is_named(monkeypatch):
     hide(monkeypatch, "nvdisasm")
-    with pytest.raises(CompilerMissing, match="no nvdisasm"):
+    with pytest.raises(CompilerMissing, match=r"no nvdisasm, .*: looked in Triton's wheel, in PATH"):
         compile_triton(copy, COPY, {"BLOCK": 1024}, "sm_90", num_warps=4)
+
+
+@needs_nvcc
+def test_an_nvcc_that_came_without_nvdisasm_is_named(monkeypatch, fp8_source):
+    hide(monkeypatch, "nvdisasm")
+    nvcc = re.escape(crosscompile._cuda_tool("nvcc"))
+    with pytest.raises(CompilerMissing, match=f"looked beside {nvcc}, which came without it.*cuda-nvdisasm"):
+        compile_cuda(fp8_source, "sm_90", {"BIAS": 0})
+
+
+@pytest.mark.parametrize("triton_is_here", [True, False])
+def test_a_toolkit_outside_path_is_found_whole(monkeypatch, tmp_path, triton_is_here):
+    """As /usr/local/cuda is: nvcc and nvdisasm beside each other, and neither in PATH."""
+    toolkit = tmp_path / "cuda-13.0/bin"
+    toolkit.mkdir(parents=True)
+    for name in ("nvcc", "nvdisasm"):
+        (toolkit / name).write_text("#!/bin/sh\n")
+        (toolkit / name).chmod(0o755)
+    (tmp_path / "cuda").symlink_to("cuda-13.0")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    if not triton_is_here:
+        monkeypatch.setattr(crosscompile.importlib.util, "find_spec", lambda name: None)
+    nvcc = crosscompile._cuda_tool("nvcc")
+    assert nvcc == str(tmp_path / "cuda/bin/nvcc")
+    assert Path(crosscompile._nvdisasm(nvcc)).samefile(toolkit / "nvdisasm")
+
+
+STUB_NVRTC = """
+#include <dlfcn.h>
+int nvrtcVersion(int* major, int* minor) { *major = 99; *minor = 1; return !dlopen("libnvrtc-builtins.so.99.1", 1); }
+const char* nvrtcGetErrorString(int status) { return status ? "failed to open builtins" : ""; }
+int nvrtcCreateProgram, nvrtcDestroyProgram, nvrtcCompileProgram, nvrtcGetProgramLogSize, nvrtcGetProgramLog;
+int nvrtcGetCUBINSize, nvrtcGetCUBIN;
+"""
+
+
+def test_nvrtc_gets_the_builtins_beside_it(tmp_path):
+    """CUDA 13.0's wheel: a library without a path to its builtins, which it opens by name. Here both are stubs."""
+    compiler = shutil.which("gcc") or pytest.skip("no gcc: how NVRTC finds its builtins is untested")
+    for name, source in (("libnvrtc-builtins.so.99.1", "int builtins;"), ("libnvrtc.so.99", STUB_NVRTC)):
+        (tmp_path / "stub.c").write_text(source)
+        command = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", tmp_path / name, tmp_path / "stub.c"]
+        subprocess.run(command, check=True)
+    assert crosscompile._Nvrtc(tmp_path / "libnvrtc.so.99").version == "99.1"
 
 
 def test_missing_triton_is_named(monkeypatch):

@@ -74,6 +74,28 @@ def test_peaks_match_the_data_sheets(name, fmt, tera):
     assert PRODUCTS[name].peak_flop_per_s(fmt) / 1e12 == pytest.approx(tera, abs=0.05)  # the last printed digit
 
 
+# The vendors' published memory bandwidths, in TB/s: AMD Instinct MI300X and MI355X data sheets, NVIDIA H100 data sheet
+# (SXM), HGX B200 data sheet (64 for its eight GPUs).
+PUBLISHED_BANDWIDTH = {"MI300X": 5.3, "MI355X": 8.0, "H100 SXM": 3.35, "B200": 64 / 8}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_memory_bandwidths_match_the_data_sheets(name):
+    assert PRODUCTS[name].hbm_bytes_per_s / 1e12 == PUBLISHED_BANDWIDTH[name]
+
+
+# Enabled units, and the highest matrix clock in GHz, from the sources named in the record: 8 XCDs of 38 and of 32 CUs,
+# 66 TPCs of 2 SMs.
+PUBLISHED_CHIPS = {"MI300X": (8 * 38, 2.1), "MI355X": (8 * 32, 2.4), "H100 SXM": (66 * 2, 1.83), "B200": (148, None)}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_units_and_clocks_match_the_data_sheets(name):
+    units, gigahertz = PUBLISHED_CHIPS[name]
+    assert PRODUCTS[name].units == units
+    assert PRODUCTS[name].matrix_clock_hz == (gigahertz and gigahertz * 1e9)
+
+
 def test_matrix_rates_per_unit():
     """ISSCC 2026, AMD: FP8 went from 4096 to 8192 FLOP per clock and CU."""
     assert DEVICES["gfx942"].matrix_rates["fp8"] == 4096

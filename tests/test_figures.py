@@ -41,13 +41,8 @@ KINDS = {
         ["rows", "columns"], {k: v[:2] for k, v in SERIES.items()}, **LABELS, alt=alt, value_format="{:.1f}"
     ),
     "histogram": lambda alt: figures.histogram({"a": np.arange(99.0), "b": np.arange(50.0)}, **LABELS, alt=alt),
-    "heat": lambda alt: figures.heat(["x", "y"], ["p", "q"], [[1, 2], [3, -4]], **LABELS, alt=alt),
-    "level_map": lambda alt: figures.level_map(
-        range(1, 30), range(1, 20), np.add.outer(np.arange(19) // 8, np.arange(29) // 9), **LABELS, alt=alt
-    ),
     "number_line": lambda alt: figures.number_line({"E2M1": [0.5, 1, 1.5, 2, 3, 4, 6]}, **LABELS, alt=alt),
     "number_line, signed": lambda alt: figures.number_line({"E2M1": [-6, 0, 0.5]}, **LABELS, alt=alt, xscale="symlog2"),
-    "range_bars": lambda alt: figures.range_bars({"E4M3": (2**-9, 2**-6, 448)}, **LABELS, alt=alt),
     "bit_layout": lambda alt: figures.bit_layout({"E4M3": [("sign", 1), ("exponent", "1111"), ("m", 3)]}, alt=alt),
     "draw": lambda alt: figures.draw(lambda ax: ax.plot([1, 2], color="black"), **LABELS, alt=alt),
     "sketch": lambda alt: figures.sketch(lambda ax: ax.text(0, 0, "$HOME"), alt=alt, height=1),
@@ -90,10 +85,7 @@ def test_alt_has_no_default():
         "points",
         "bars",
         "histogram",
-        "heat",
-        "level_map",
         "number_line",
-        "range_bars",
         "bit_layout",
     ):
         parameter = inspect.signature(getattr(figures, function)).parameters["alt"]
@@ -281,10 +273,7 @@ def test_bad_values_name_their_series(bad):
         "chain": lambda: figures.points({"chain": ([1, bad], [1, 2])}, **LABELS, alt=ALT),
         "Triton": lambda: figures.bars(["a", "b"], {"Triton": [1, bad]}, **LABELS, alt=ALT),
         "even": lambda: figures.histogram({"even": [1, bad]}, **LABELS, alt=ALT),
-        "values": lambda: figures.heat("ab", "c", [[1, bad]], **LABELS, alt=ALT),
-        "levels": lambda: figures.level_map([1, 2], [1], [[1, bad]], **LABELS, alt=ALT),
         "E2M1": lambda: figures.number_line({"E2M1": [1, bad]}, **LABELS, alt=ALT),
-        "E4M3": lambda: figures.range_bars({"E4M3": (1, 2, bad)}, **LABELS, alt=ALT),
     }
     for name, call in calls.items():
         with pytest.raises(ValueError, match=f"^{name}: 1 of . values are NaN or infinite"):
@@ -323,18 +312,6 @@ def test_histogram_counts_every_value():
     for xscale in ("linear", "log2", "log10"):
         edges = figures._bin_edges({"a": np.array([0.1, 0.3, 0.7, 1.3])}, 7, xscale)
         assert np.histogram([0.1, 0.3, 0.7, 1.3], edges)[0].sum() == 4
-
-
-def test_level_map_covers_each_cell_once_and_labels_inside():
-    table = np.add.outer(np.arange(19) // 8, np.arange(29) // 9)
-    edges = np.arange(30.0) - 0.5, np.arange(20.0) - 0.5
-    area = 0.0
-    for level in np.unique(table):
-        corners = figures._region(table == level, *edges).vertices.reshape(-1, 5, 2)
-        area += np.prod(corners[:, 2] - corners[:, 0], axis=-1).sum()
-        for row, column in figures._room_for(table == level, (3, 3)):
-            assert (table[row - 1 : row + 2, column - 1 : column + 2] == level).all()
-    assert area == table.size
 
 
 def test_bit_layout_counts_cells():

@@ -170,12 +170,12 @@ def test_flushing_subnormals_changes_no_code():
     """A processor that treats subnormal floats as zero must give the same codes and scales."""
     codes = torch.arange(256, dtype=torch.uint8)
     tiny = floats([2**-149, -(2**-149), 1.5 * 2**-127])
-    expected = [E4M3.encode(tiny), E5M2.decode(codes), E8M0.decode(codes), E8M0.reciprocal(codes)]
+    expected = [E4M3.encode(tiny), E5M2.decode(codes), E8M0.decode(codes)]
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor cannot flush subnormals")
     try:
         assert float(tiny[2] * 2) == 0  # flushed, as 1.5 * 2**-127 is read as zero
-        got = [E4M3.encode(tiny), E5M2.decode(codes), E8M0.decode(codes), E8M0.reciprocal(codes)]
+        got = [E4M3.encode(tiny), E5M2.decode(codes), E8M0.decode(codes)]
     finally:
         torch.set_flush_denormal(False)
     for one, other in zip(got, expected):
@@ -202,7 +202,7 @@ def test_wrong_types_are_named():
         E4M3.encode(torch.zeros(1, dtype=torch.float64))
     with pytest.raises(TypeError, match=r"x must be torch.float32, got torch.bfloat16"):
         E4M3.encode(torch.zeros(1, dtype=torch.bfloat16))
-    with pytest.raises(TypeError, match=r"x must be a torch.float32 tensor, got 1.5"):
+    with pytest.raises(TypeError, match=r"x must be a torch.float32 tensor, got a float: 1.5"):
         E4M3.encode(1.5)
     with pytest.raises(TypeError, match=r"codes must be torch.uint8, got torch.int64"):
         E4M3.decode(torch.tensor([1]))
@@ -215,13 +215,11 @@ def test_wrong_types_are_named():
 def test_scale_codes():
     """Every scale against exact arithmetic: code 0 is 2**-127, code 254 is 2**127, 255 is NaN."""
     codes = torch.arange(256, dtype=torch.uint8)
-    scales, reciprocals = E8M0.decode(codes), E8M0.reciprocal(codes)
+    scales = E8M0.decode(codes)
     for code in range(255):
         assert Fraction(float(scales[code])) == Fraction(2) ** (code - 127)
-        assert Fraction(float(reciprocals[code])) == 1 / Fraction(2) ** (code - 127)
     assert scales[255].isnan()
-    assert reciprocals[255].isnan()
-    assert bits_of([scales[0], reciprocals[254]]).tolist() == [0x00400000] * 2
+    assert bits_of([scales[0]]).tolist() == [0x00400000]
 
 
 def test_scale_exponents_are_clamped():

@@ -115,7 +115,7 @@ def test_a_drivers_refusal_becomes_an_exception_in_its_words():
             text.value = f"words for {status}".encode()
             return 0
 
-    driver = object.__new__(gpu_module._Driver)
+    driver = object.__new__(gpu_module.Driver)
     driver.library, driver.error_string = ctypes.CDLL(None), Words()
     assert driver.call("abs", 0) is None
     with pytest.raises(DriverError, match=r"^abs: error 7, words for 7$"):

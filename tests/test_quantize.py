@@ -457,13 +457,17 @@ X = torch.ones(2, 64)
     [
         (TypeError, "got torch.float64", lambda: quantize(X.double(), E4M3, "floor")),
         (TypeError, "got torch.int32", lambda: quantize(X.int(), E4M3, "floor")),
-        (TypeError, r"x must be a tensor, got \[1.0\]", lambda: quantize([1.0], E4M3, "floor")),
+        (TypeError, r"x must be a tensor, got a list: \[1.0\]$", lambda: quantize([1.0], E4M3, "floor")),
         (TypeError, "got 'E9M9'", lambda: quantize(X, "E9M9", "floor")),
         (ValueError, "floor, ceil, rceil, even, got 'nearest'", lambda: quantize(X, E4M3, "nearest")),
         (TypeError, "scale_rule", lambda: quantize(X, E4M3)),
         (ValueError, "axis -1 has size 64, .* the block, 48", lambda: quantize(X, E4M3, "floor", block=48)),
         (ValueError, "axis 0 has size 2, .* the block, 32", lambda: quantize(X, E4M3, "floor", axis=0)),
         (ValueError, "positive integer, got 0", lambda: quantize(X, E4M3, "floor", block=0)),
+        (ValueError, "positive integer, got True", lambda: quantize(X, E4M3, "floor", block=True)),
+        (TypeError, "axis must be an integer, got 1.0", lambda: quantize(X, E4M3, "floor", axis=1.0)),
+        (TypeError, "axis must be an integer, got True", lambda: quantize(X, E4M3, "floor", axis=True)),
+        (TypeError, "axis must be an integer, got 'K'", lambda: quantize(X, E4M3, "floor", axis="K")),
         (ValueError, "axis 2 is out of range .* 2 dimensions", lambda: quantize(X, E4M3, "floor", axis=2)),
         (ValueError, "axis -3 is out of range .* 2 dimensions", lambda: quantize(X, E4M3, "floor", axis=-3)),
         (ValueError, "axis -1 is out of range .* 0 dimensions", lambda: quantize(torch.ones(()), E4M3, "floor")),
@@ -476,6 +480,22 @@ X = torch.ones(2, 64)
 def test_errors_name_the_value(error, message, call):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: quantize([1.0] * 4096, E4M3, "floor"),
+        lambda: quantize(X, [1.0] * 4096, "floor"),
+        lambda: quantize(X, E4M3, ["floor"] * 4096),
+        lambda: quantize(X, E4M3, "floor", axis=[0] * 4096),
+        lambda: E4M3.encode([1.0] * 4096),
+    ],
+)
+def test_errors_do_not_print_a_whole_input(call):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        call()
+    assert len(str(caught.value)) < 150
 
 
 # --- against other projects -------------------------------------------------------------------------------------------

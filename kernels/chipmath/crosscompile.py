@@ -39,8 +39,6 @@ from chipmath.occupancy import Occupancy, occupancy
 AMD_ARCHS = tuple(name for name, unit in DEVICES.items() if unit.vendor == "AMD")
 NVIDIA_ARCHS = tuple(name for name, unit in DEVICES.items() if unit.vendor == "NVIDIA")
 
-TENSOR_MEMORY_COLUMNS = 512  # per SM; PTX ISA, "Tensor Memory Allocation"
-
 
 class CompilerMissing(RuntimeError):
     """A compiler that the machine does not have: what was looked for, and how to get it."""
@@ -111,19 +109,12 @@ class Binary:
 
     def occupancy(self, threads: int | None = None, *, dynamic_shared_bytes: int = 0) -> Occupancy:
         """The model's answer for groups of ``threads`` (None: as compiled) that add so much shared memory at launch."""
-        return self._occupancy(threads, self.shared_bytes + dynamic_shared_bytes)
-
-    def occupancy_notes(self, threads: int | None = None) -> list[str]:
-        """Why compiler or chip may see this kernel's occupancy differently than the model; empty if neither does."""
-        return _notes_amd(self, threads) if self.compiler_waves_per_simd is not None else _notes_nvidia(self, threads)
-
-    def _occupancy(self, threads: int | None, shared_bytes: int) -> Occupancy:
         if threads is None and self.threads is None:
             raise ValueError(f"{self.kernel} was compiled for groups of any size: pass threads")
         return occupancy(
             self.arch,
             **_allocation(self),
-            shared_bytes=shared_bytes,
+            shared_bytes=self.shared_bytes + dynamic_shared_bytes,
             threads=self.threads if threads is None else threads,
             barriers=self.barriers,
         )
@@ -145,39 +136,6 @@ def _allocation(binary: Binary) -> dict[str, int]:
         "accumulators": binary.allocated_registers - architectural,
         "scalars": max(binary.scalars, binary.allocated_scalars - 15),  # the least that rounds up to it
     }
-
-
-def _notes_amd(binary: Binary, threads: int | None) -> list[str]:
-    """Which of LLVM's simplifications make its occupancy differ from the model's; both in waves per SIMD."""
-    compiler, simds = binary.compiler_waves_per_simd, device(binary.arch).simds
-    ours = binary.occupancy(threads)
-    if ours.waves_per_unit == compiler * simds:
-        return []
-    notes = [f"the compiler says {compiler} waves per SIMD, the model {ours.waves_per_unit / simds:g}"]
-    if ours.reason:
-        return [*notes, f"nothing can launch ({ours.reason}); LLVM never says less than 1"]
-    static = binary._occupancy(threads, binary.shared_bytes - binary.dynamic_shared_bytes)
-    if static.groups_per_unit != ours.groups_per_unit:
-        added = f"{binary.dynamic_shared_bytes:,} bytes of LDS that a launch adds"
-        notes.append(f"LLVM does not see the {added}: with them {ours.limits['shared']} groups fit, not more")
-    group_waves = static.waves_per_unit // static.groups_per_unit
-    if static.waves_per_unit < compiler * simds < static.waves_per_unit + group_waves:
-        notes.append(f"only whole groups are resident: {static.groups_per_unit} of {group_waves} waves each")
-    elif static.waves_per_unit != compiler * simds:
-        notes.append("LLVM's steps for LDS and SGPRs before version 24 are not the chip's, or the group size differs")
-    return notes
-
-
-def _notes_nvidia(binary: Binary, threads: int | None) -> list[str]:
-    """Tensor memory is not in the model, as a block is resident before it asks for any."""
-    columns = binary.tensor_memory_columns
-    groups = binary.occupancy(threads).groups_per_unit
-    if columns * groups <= TENSOR_MEMORY_COLUMNS:
-        return []
-    return [
-        f"{groups} blocks are resident, but each asks for {columns} of {TENSOR_MEMORY_COLUMNS} columns of tensor "
-        f"memory: tcgen05.alloc lets {TENSOR_MEMORY_COLUMNS // columns} at a time go on"
-    ]
 
 
 # ----------------------------------------------------------------------------------------------------------- Triton
@@ -478,9 +436,10 @@ def _nvdisasm(nvcc: str | None) -> str:
         folders += [f"{folder}/backends/nvidia/bin" for folder in triton.submodule_search_locations]
     found = shutil.which("nvdisasm", path=os.pathsep.join(folders)) or _cuda_tool("nvdisasm")
     if found is None:
+        beside = f"beside {nvcc}, which came without it, " if nvcc else ""
         raise CompilerMissing(
-            "no nvdisasm, which turns a cubin into SASS: looked beside nvcc, in Triton's wheel, in PATH, CUDA_HOME and "
-            "/usr/local/cuda. pip install --no-deps triton==3.9.0 brings one"
+            f"no nvdisasm, which turns a cubin into SASS: looked {beside}in Triton's wheel, in PATH, CUDA_HOME and "
+            "/usr/local/cuda. pip install --no-deps triton==3.9.0 brings one, and so does the toolkit's cuda-nvdisasm"
         )
     return found
 
@@ -525,6 +484,10 @@ class _Nvrtc:
     """The part of nvrtc.h that makes a cubin: https://docs.nvidia.com/cuda/nvrtc/."""
 
     def __init__(self, path: Path):
+        # NVRTC opens its builtins by their bare name, and that of CUDA 13.0's wheel has no library path to find them by
+        # (those of 12.4 and 13.5 have one). A library that is loaded already is not looked for.
+        for builtins in path.parent.glob("libnvrtc-builtins.so.*"):
+            ctypes.CDLL(str(builtins))
         self.library = ctypes.CDLL(str(path))
         pointer, size, text = ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t), ctypes.c_char_p
         integer, texts = ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_char_p)

@@ -165,8 +165,6 @@ class Product:
     hbm_bytes_per_s: float
     units: int  # enabled CUs or SMs
     matrix_clock_hz: float | None  # the highest clock the vendor states for matrix work
-    hbm_bytes: int | None
-    last_level_cache_bytes: int | None  # Infinity Cache (AMD), L2 (NVIDIA)
 
     def peak_flop_per_s(self, fmt: str) -> float:
         """Dense matrix peak for operands in ``fmt``: units x clock x FLOP per clock."""
@@ -245,8 +243,6 @@ PRODUCTS = {
         hbm_bytes_per_s=5.3e12,
         units=304,
         matrix_clock_hz=2.1e9,
-        hbm_bytes=192 * GIB,
-        last_level_cache_bytes=256 * MIB,
     ),
     "MI355X": Product(
         "AMD Instinct MI355X",
@@ -255,8 +251,6 @@ PRODUCTS = {
         hbm_bytes_per_s=8.0e12,
         units=256,
         matrix_clock_hz=2.4e9,
-        hbm_bytes=288 * GIB,
-        last_level_cache_bytes=256 * MIB,
     ),
     "H100 SXM": Product(
         "NVIDIA H100 SXM5 80GB",
@@ -265,8 +259,6 @@ PRODUCTS = {
         hbm_bytes_per_s=3.35e12,
         units=132,
         matrix_clock_hz=1.83e9,
-        hbm_bytes=80 * GIB,
-        last_level_cache_bytes=50 * MIB,
     ),
     "B200": Product(
         "NVIDIA B200",
@@ -275,8 +267,6 @@ PRODUCTS = {
         hbm_bytes_per_s=8.0e12,
         units=148,
         matrix_clock_hz=None,
-        hbm_bytes=None,
-        last_level_cache_bytes=None,
     ),
 }
 

@@ -341,76 +341,6 @@ def histogram(
     return draw(paint, xlabel=xlabel, ylabel=ylabel, alt=alt, xscale=xscale, yscale=yscale, height=height)
 
 
-def heat(
-    columns: Sequence[object],
-    rows: Sequence[object],
-    values: Sequence[Sequence[float]],
-    *,
-    xlabel: str,
-    ylabel: str,
-    alt: str,
-    value_format: str = "{:.0f}",
-) -> Figure:
-    """A small table of numbers, each printed in its cell and shaded from the smallest to the largest.
-
-    columns, rows   names of the columns and rows; values has shape (rows, columns)
-    """
-    table = _numbers("values", values, len(rows) * len(columns)).reshape(len(rows), len(columns))
-    shade = (table - table.min()) / (np.ptp(table) or 1)
-
-    def paint(ax: Axes) -> None:
-        for (i, j), value in np.ndenumerate(table):
-            ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=(BLUE, _shade(shade[i, j])), edgecolor=FACE))
-            ax.text(j, i, _written(value, value_format), ha="center", va="center_baseline", fontsize=SMALL)
-        ax.set_xlim(-0.5, len(columns) - 0.5)
-        ax.set_xticks(range(len(columns)), [str(c) for c in columns])
-        _category_rows(ax, [str(r) for r in rows])
-        ax.grid(False)
-        ax.tick_params(length=0)
-        ax.spines[:].set_visible(False)
-
-    return draw(paint, xlabel=xlabel, ylabel=ylabel, alt=alt, height=0.7 + 0.3 * len(rows))
-
-
-def level_map(
-    x: Sequence[float],
-    y: Sequence[float],
-    levels: Sequence[Sequence[int]],
-    *,
-    xlabel: str,
-    ylabel: str,
-    alt: str,
-    x_marks: Mapping[str, float] | None = None,
-    y_marks: Mapping[str, float] | None = None,
-    height: float = 3.6,
-) -> Figure:
-    """Regions of equal integer level over a fine grid, outlined, shaded and labelled with their level.
-
-    x, y     ascending positions; each cell reaches half-way to its neighbours
-    levels   integers of shape (len(y), len(x)); a region too small for its number carries none
-    """
-    x, y = _numbers("x", x), _numbers("y", y)
-    table = _numbers("levels", levels, x.size * y.size).reshape(y.size, x.size)
-    x_edges, y_edges = _cell_edges(x), _cell_edges(y)
-
-    def paint(ax: Axes) -> None:
-        present = np.unique(table)
-        # The cells that a number of 8 points with its margin covers, in a plot of about 0.8 of the figure.
-        box = [int(np.ceil(13 / (0.8 * 72 * inches / n))) for n, inches in zip(table.shape, (height, _width(ax)))]
-        for level, shade in zip(present, np.linspace(0, 1, present.size)):
-            mask = table == level
-            ax.add_patch(PathPatch(_region(mask, x_edges, y_edges), facecolor=(BLUE, _shade(shade)), linewidth=0))
-            for row, column in _room_for(mask, box):
-                ax.text(x[column], y[row], f"{level:.0f}", ha="center", va="center_baseline", fontsize=SMALL)
-        borders = _borders(table, x_edges, y_edges)
-        ax.add_patch(PathPatch(borders, facecolor="none", edgecolor=(INK, 0.7), linewidth=0.7))
-        _finish(ax, x_marks, y_marks, y_from_zero=False)
-        ax.set(xlim=x_edges[[0, -1]], ylim=y_edges[[0, -1]])
-        ax.grid(False)
-
-    return draw(paint, xlabel=xlabel, ylabel=ylabel, alt=alt, height=height)
-
-
 def number_line(
     rows: Mapping[str, Sequence[float]], *, xlabel: str, ylabel: str, alt: str, xscale: str = "log2"
 ) -> Figure:
@@ -437,30 +367,6 @@ def number_line(
     height = 0.7 + 0.42 * len(rows)
     scale = "linear" if xscale == "symlog2" else xscale
     return draw(paint, xlabel=xlabel, ylabel=ylabel, alt=alt, xscale=scale, height=height)
-
-
-def range_bars(rows: Mapping[str, tuple[float, float, float]], *, xlabel: str, ylabel: str, alt: str) -> Figure:
-    """The positive range of several formats on a log2 axis: subnormals hatched, normals solid, ends labelled.
-
-    rows   name -> (smallest subnormal, smallest normal, largest value); the first two are equal without subnormals
-    """
-    rows = {name: _numbers(name, ends, 3) for name, ends in rows.items()}
-    _require_positive("log2", rows)
-
-    def paint(ax: Axes) -> None:
-        y = np.arange(len(rows))
-        tiny, normal, largest = np.array(list(rows.values())).T
-        _hatched_bars(ax, y, normal, largest - normal, 0.5, _LOOKS[0], "normal")
-        _hatched_bars(ax, y, tiny, normal - tiny, 0.5, _LOOKS[0]._replace(hatch="/////"), "subnormal")
-        for i, (low, _, high) in enumerate(rows.values()):
-            _beside(ax, low, i, _power_or_number(low), -1)
-            _beside(ax, high, i, _power_or_number(high), +1)
-        span = largest.max() / tiny.min()
-        ax.set_xlim(tiny.min() / span ** (0.6 / _width(ax)), largest.max())  # room for the text before the longest bar
-        _category_rows(ax, list(rows))
-
-    height = 0.9 + 0.36 * len(rows)
-    return draw(paint, xlabel=xlabel, ylabel=ylabel, alt=alt, xscale="log2", height=height)
 
 
 def bit_layout(rows: Mapping[str, Sequence[tuple[str, int | str]]], *, alt: str, unit: str = "bit") -> Figure:
@@ -684,60 +590,6 @@ def _bin_edges(several: Mapping[str, np.ndarray], bins: int, xscale: str) -> np.
     edges = np.geomspace(low, high if high > low else 2 * low, bins + 1)
     edges[0], edges[-1] = low, max(high, edges[-1])  # geomspace may miss an end by an ulp, and with it a value
     return edges
-
-
-def _shade(part: float) -> float:
-    """Opacity between 0.06 and 0.5: more would swallow the number printed on it."""
-    return 0.06 + 0.44 * float(part)
-
-
-def _cell_edges(centres: np.ndarray) -> np.ndarray:
-    middle = (centres[1:] + centres[:-1]) / 2
-    return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
-
-
-def _runs(flags: np.ndarray) -> np.ndarray:
-    """(start, stop) of every run of True."""
-    return np.flatnonzero(np.diff(np.concatenate([[0], flags, [0]]))).reshape(-1, 2)
-
-
-def _region(mask: np.ndarray, x: np.ndarray, y: np.ndarray) -> Path:
-    """All cells of `mask` as one path of rectangles: one path, because seams show between translucent neighbours."""
-    corners = []
-    first = 0
-    for row in range(1, len(mask) + 1):
-        if row == len(mask) or (mask[row] != mask[first]).any():
-            for start, stop in _runs(mask[first]):
-                left, right, low, high = x[start], x[stop], y[first], y[row]
-                corners.append([(left, low), (right, low), (right, high), (left, high), (left, low)])
-            first = row
-    codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
-    return Path(np.reshape(corners, (-1, 2)), codes * len(corners))
-
-
-def _borders(table: np.ndarray, x: np.ndarray, y: np.ndarray) -> Path:
-    """The edges between cells of different level."""
-    upright = [
-        [(x[j + 1], y[start]), (x[j + 1], y[stop])]
-        for j in range(table.shape[1] - 1)
-        for start, stop in _runs(table[:, j] != table[:, j + 1])
-    ]
-    level = [
-        [(x[start], y[i + 1]), (x[stop], y[i + 1])]
-        for i in range(table.shape[0] - 1)
-        for start, stop in _runs(table[i] != table[i + 1])
-    ]
-    ends = np.reshape(upright + level, (-1, 2))
-    return Path(ends, [Path.MOVETO, Path.LINETO] * (len(ends) // 2))
-
-
-def _room_for(mask: np.ndarray, box: Sequence[int]) -> np.ndarray:
-    """The middle of one box of cells that lies inside the region, of those in the middle of them all; none: empty."""
-    if mask.shape[0] < box[0] or mask.shape[1] < box[1]:
-        return np.empty((0, 2), int)
-    corners = np.argwhere(np.lib.stride_tricks.sliding_window_view(mask, box).all((-2, -1)))
-    nearest = np.abs(corners - np.median(corners, axis=0)).sum(-1).argsort()[:1] if len(corners) else []
-    return corners[nearest] + np.array(box) // 2
 
 
 def _cell_count(cells: int | str) -> int:

@@ -9,6 +9,7 @@ large becomes ±max, infinities included (OCP OFP8 v1.0 calls this the saturatin
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -230,16 +231,8 @@ class ScaleFormat:
     def decode(self, codes: Tensor) -> Tensor:
         """Scales of ``codes`` (uint8) as float32, exact."""
         _require_dtype(codes, "codes", torch.uint8)
-        return self._power(codes.int(), codes)
-
-    def reciprocal(self, codes: Tensor) -> Tensor:
-        """``1 / decode(codes)`` as float32, exact: code 254 gives the subnormal 2**-127, code 0 gives 2**127."""
-        _require_dtype(codes, "codes", torch.uint8)
-        return self._power(2 * self.bias - codes.int(), codes)
-
-    def _power(self, field: Tensor, codes: Tensor) -> Tensor:
-        """``2**(field - bias)`` with the field of a float32, where 0 means subnormal: only the top fraction bit set."""
-        bits = torch.where(field == 0, 1 << (FRACTION_BITS - 1), field << FRACTION_BITS)
+        # A code is the exponent field of a float32 but for 0: there that means subnormal, 2**-127 the top fraction bit.
+        bits = torch.where(codes == 0, 1 << (FRACTION_BITS - 1), codes.int() << FRACTION_BITS)
         return torch.where(codes == self.nan_code, QUIET_NAN, bits).view(torch.float32)
 
 
@@ -277,6 +270,6 @@ def in_chunks(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 def _require_dtype(x: Tensor, name: str, *dtypes: torch.dtype) -> None:
     expected = " or ".join(str(dtype) for dtype in dtypes)
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a {expected} tensor, got {x!r}")
+        raise TypeError(f"{name} must be a {expected} tensor, got a {type(x).__name__}: {reprlib.repr(x)}")
     if x.dtype not in dtypes:
         raise TypeError(f"{name} must be {expected}, got {x.dtype}")

@@ -97,8 +97,9 @@ def driver_occupancy(
     return ask(binary, threads, binary.dynamic_shared_bytes + dynamic_shared_bytes, index)
 
 
-_INT, _SIZE, _HANDLE, _TEXT = ctypes.c_int, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_char_p
-_INT_OUT, _HANDLE_OUT, _TEXT_OUT = (ctypes.POINTER(kind) for kind in (_INT, _HANDLE, _TEXT))
+HANDLE = ctypes.c_void_p  # of a context, module, function or stream
+_INT, _SIZE, _TEXT = ctypes.c_int, ctypes.c_size_t, ctypes.c_char_p
+_INT_OUT, _HANDLE_OUT, _TEXT_OUT = (ctypes.POINTER(kind) for kind in (_INT, HANDLE, _TEXT))
 
 # Arguments as cuda.h and hip_runtime_api.h declare them; every function returns a status, 0 for success.
 CUDA_SIGNATURES = {
@@ -106,32 +107,33 @@ CUDA_SIGNATURES = {
     "cuDeviceGet": [_INT_OUT, _INT],
     "cuDevicePrimaryCtxRetain": [_HANDLE_OUT, _INT],
     "cuDevicePrimaryCtxRelease_v2": [_INT],
-    "cuCtxPushCurrent_v2": [_HANDLE],
+    "cuCtxPushCurrent_v2": [HANDLE],
     "cuCtxPopCurrent_v2": [_HANDLE_OUT],
-    "cuModuleLoadData": [_HANDLE_OUT, _HANDLE],
-    "cuModuleUnload": [_HANDLE],
-    "cuModuleGetFunction": [_HANDLE_OUT, _HANDLE, _TEXT],
-    "cuFuncSetAttribute": [_HANDLE, _INT, _INT],
-    "cuOccupancyMaxActiveBlocksPerMultiprocessor": [_INT_OUT, _HANDLE, _INT, _SIZE],
+    "cuModuleLoadData": [_HANDLE_OUT, HANDLE],
+    "cuModuleUnload": [HANDLE],
+    "cuModuleGetFunction": [_HANDLE_OUT, HANDLE, _TEXT],
+    "cuFuncSetAttribute": [HANDLE, _INT, _INT],
+    "cuOccupancyMaxActiveBlocksPerMultiprocessor": [_INT_OUT, HANDLE, _INT, _SIZE],
     "cuGetErrorString": [_INT, _TEXT_OUT],
 }
 HIP_SIGNATURES = {
     "hipInit": [ctypes.c_uint],
     "hipGetDevice": [_INT_OUT],
     "hipSetDevice": [_INT],
-    "hipModuleLoadData": [_HANDLE_OUT, _HANDLE],
-    "hipModuleUnload": [_HANDLE],
-    "hipModuleGetFunction": [_HANDLE_OUT, _HANDLE, _TEXT],
-    "hipModuleOccupancyMaxActiveBlocksPerMultiprocessor": [_INT_OUT, _HANDLE, _INT, _SIZE],
+    "hipModuleLoadData": [_HANDLE_OUT, HANDLE],
+    "hipModuleUnload": [HANDLE],
+    "hipModuleGetFunction": [_HANDLE_OUT, HANDLE, _TEXT],
+    "hipModuleOccupancyMaxActiveBlocksPerMultiprocessor": [_INT_OUT, HANDLE, _INT, _SIZE],
     "hipDrvGetErrorString": [_INT, _TEXT_OUT],
 }
 CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
 
 
-class _Driver:
+class Driver:
     """A driver library whose calls raise on any status but 0."""
 
     def __init__(self, names: list[str], signatures: dict[str, list], error_string: str):
+        """Load the first of the libraries ``names`` that is here and declare its functions."""
         self.library = _load(names)
         for name, arguments in signatures.items():
             function = getattr(self.library, name)
@@ -139,6 +141,7 @@ class _Driver:
         self.error_string = getattr(self.library, error_string)
 
     def call(self, name: str, *arguments) -> None:
+        """Call a function; DriverError, in the driver's own words, for any status but success."""
         status = getattr(self.library, name)(*arguments)
         if status:
             text = _TEXT()
@@ -158,23 +161,35 @@ def _load(names: list[str]) -> ctypes.CDLL:
 
 
 def _ask_cuda(binary: Binary, threads: int, dynamic_bytes: int, index: int) -> int:
-    driver = _Driver(["libcuda.so.1"], CUDA_SIGNATURES, "cuGetErrorString")
-    driver.call("cuInit", 0)
-    ordinal = _INT()
-    driver.call("cuDeviceGet", ordinal, index)
-    with _primary_context(driver, ordinal.value), _function(driver, "cu", binary) as function:
-        # Above 48 KiB a kernel has to opt in, or the answer is an error.
-        attribute = CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        driver.call("cuFuncSetAttribute", function, attribute, dynamic_bytes)
+    with cuda_function(binary, index, {CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: dynamic_bytes}) as loaded:
+        driver, function = loaded
         groups = _INT()
         driver.call("cuOccupancyMaxActiveBlocksPerMultiprocessor", groups, function, threads, dynamic_bytes)
         return groups.value
 
 
 @contextlib.contextmanager
-def _primary_context(driver: _Driver, ordinal: int):
+def cuda_function(binary: Binary, index: int, attributes: dict[int, int], more: dict[str, list] | None = None):
+    """The driver and the kernel's handle, with torch's context of GPU number ``index`` current inside the block.
+
+    attributes  of the function, by their number in cuda.h; above 48 KiB of shared memory a kernel has to opt in, or
+                the driver answers with an error
+    more        signatures of further calls, as in ``CUDA_SIGNATURES``
+    """
+    driver = Driver(["libcuda.so.1"], CUDA_SIGNATURES | (more or {}), "cuGetErrorString")
+    driver.call("cuInit", 0)
+    ordinal = _INT()
+    driver.call("cuDeviceGet", ordinal, index)
+    with _primary_context(driver, ordinal.value), _function(driver, "cu", binary) as function:
+        for attribute, value in attributes.items():
+            driver.call("cuFuncSetAttribute", function, attribute, value)
+        yield driver, function
+
+
+@contextlib.contextmanager
+def _primary_context(driver: Driver, ordinal: int):
     """The context that torch uses too, current inside the block."""
-    context, popped = _HANDLE(), _HANDLE()
+    context, popped = HANDLE(), HANDLE()
     driver.call("cuDevicePrimaryCtxRetain", context, ordinal)
     try:
         driver.call("cuCtxPushCurrent_v2", context)
@@ -187,19 +202,30 @@ def _primary_context(driver: _Driver, ordinal: int):
 
 
 def _ask_hip(binary: Binary, threads: int, dynamic_bytes: int, index: int) -> int:
-    # A second copy of the runtime in one process would not share its state: take the one that torch has loaded.
-    names = [*_loaded("libamdhip64.so"), "libamdhip64.so.7", "libamdhip64.so.6"]
-    driver = _Driver(names, HIP_SIGNATURES, "hipDrvGetErrorString")
-    driver.call("hipInit", 0)
-    with _current_device(driver, index), _function(driver, "hip", binary) as function:
-        # No attribute to set: AMD chips have no opt-in, and hipFuncSetAttribute takes a host function, not this one.
+    with hip_function(binary, index) as (driver, function):
         groups = _INT()
         driver.call("hipModuleOccupancyMaxActiveBlocksPerMultiprocessor", groups, function, threads, dynamic_bytes)
         return groups.value
 
 
 @contextlib.contextmanager
-def _current_device(driver: _Driver, index: int):
+def hip_function(binary: Binary, index: int, more: dict[str, list] | None = None):
+    """The driver and the kernel's handle, with GPU number ``index`` current inside the block.
+
+    more  signatures of further calls, as in ``HIP_SIGNATURES``
+
+    There is no attribute to set: AMD chips have no opt-in, and hipFuncSetAttribute takes a host function, not this one.
+    """
+    # A second copy of the runtime in one process would not share its state: take the one that torch has loaded.
+    names = [*_loaded("libamdhip64.so"), "libamdhip64.so.7", "libamdhip64.so.6"]
+    driver = Driver(names, HIP_SIGNATURES | (more or {}), "hipDrvGetErrorString")
+    driver.call("hipInit", 0)
+    with _current_device(driver, index), _function(driver, "hip", binary) as function:
+        yield driver, function
+
+
+@contextlib.contextmanager
+def _current_device(driver: Driver, index: int):
     before = _INT()
     driver.call("hipGetDevice", before)
     driver.call("hipSetDevice", index)
@@ -210,10 +236,10 @@ def _current_device(driver: _Driver, index: int):
 
 
 @contextlib.contextmanager
-def _function(driver: _Driver, prefix: str, binary: Binary):
+def _function(driver: Driver, prefix: str, binary: Binary):
     """The kernel's handle, from a module that is loaded from the binary's bytes and unloaded after the block."""
-    module, function = _HANDLE(), _HANDLE()
-    driver.call(f"{prefix}ModuleLoadData", module, ctypes.cast(ctypes.c_char_p(binary.code), _HANDLE))
+    module, function = HANDLE(), HANDLE()
+    driver.call(f"{prefix}ModuleLoadData", module, ctypes.cast(ctypes.c_char_p(binary.code), HANDLE))
     try:
         driver.call(f"{prefix}ModuleGetFunction", function, module, binary.kernel.encode())
         yield function

@@ -10,6 +10,7 @@ of zeros has scale byte 0 and keeps the signs of its zeros; scales beyond 2**-12
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from math import inf, log10
 
@@ -112,9 +113,9 @@ def scale_constant(fmt: ElementFormat, scale_rule: str) -> int:
             up, as the fraction below it is odd): f >= 2**23 - 2**(22 - M)     c = 2**(22 - M)
     """
     if not isinstance(fmt, ElementFormat):
-        raise TypeError(f"fmt must be an ElementFormat such as formats.E4M3, got {fmt!r}")
+        raise TypeError(f"fmt must be an ElementFormat such as formats.E4M3, got {reprlib.repr(fmt)}")
     if scale_rule not in SCALE_RULES:
-        raise ValueError(f"scale_rule must be one of {', '.join(SCALE_RULES)}, got {scale_rule!r}")
+        raise ValueError(f"scale_rule must be one of {', '.join(SCALE_RULES)}, got {reprlib.repr(scale_rule)}")
     largest_fraction = int((fmt.max / 2**fmt.emax - 1) * 2**FRACTION_BITS)
     return {
         "floor": 0,
@@ -215,11 +216,13 @@ def _same_blocks(x: Tensor, quantized: MXTensor) -> tuple[Tensor, Tensor]:
 def check_input(x: Tensor, axis: int, block: int) -> None:
     """Refuse what no quantizer here takes, with the value in the message."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got {x!r}")
+        raise TypeError(f"x must be a tensor, got a {type(x).__name__}: {reprlib.repr(x)}")
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise TypeError(f"x must be float32, bfloat16 or float16, got {x.dtype}")
-    if not isinstance(block, int) or block < 1:
-        raise ValueError(f"block must be a positive integer, got {block!r}")
+    if not isinstance(block, int) or isinstance(block, bool) or block < 1:
+        raise ValueError(f"block must be a positive integer, got {reprlib.repr(block)}")
+    if not isinstance(axis, int) or isinstance(axis, bool):
+        raise TypeError(f"axis must be an integer, got {reprlib.repr(axis)}")
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis {axis} is out of range for a tensor of {x.ndim} dimensions")
     if x.shape[axis] % block:

@@ -13,7 +13,7 @@ from chipmath.gpu import Gpu
 BLOCK, NUM_WARPS = 4096, 4
 SIZES_MIB, QUICK_SIZES_MIB = (64, 256, 1024, 4096), (256,)
 ROUNDS, QUICK_ROUNDS = 30, 9
-ROTATION_BYTES = 2048 * MIB  # sources and targets; a read sees half: four times the largest cache on record
+ROTATION_BYTES = 2048 * MIB  # sources and targets; a read sees half: four times MI355X's cache
 SEED = 0
 REFERENCE = "torch copy_"
 # How drivers name the cards on record. An H100 PCIe is another card; so is part of one (see `datasheet`).

@@ -10,7 +10,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from chipmath.crosscompile import _clang, _compiler_output, _run, _triton
+from chipmath.crosscompile import CompilerMissing, _clang, _compiler_output, _run, _triton
 from chipmath.devices import device
 from chipmath.experiments.experiment import CompiledExperiment, ExperimentError, Row
 
@@ -79,6 +79,8 @@ def _by_clang(ir: str, arch: str) -> tuple[str, str]:
 
 def _by_triton(ir: str, arch: str) -> tuple[str, str]:
     triton = _triton()
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9):
+        raise CompilerMissing(f"no LLVM 24: that of Triton {triton.__version__} is another, with another interface")
     from triton._C import libtriton
 
     libtriton.llvm.init_targets()
