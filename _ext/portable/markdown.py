@@ -42,6 +42,7 @@ class MarkdownWriter:
         numbers: dict[str, dict[str, tuple[int, ...]]],
         on_cell: Callable[[nodes.Element], list[str]] | None = None,
     ):
+        """Keep how links, badges and code cells are to be written."""
         self.link, self.badge, self.numbers, self.on_cell = link, badge, numbers, on_cell
 
     # --- blocks ---
@@ -136,11 +137,7 @@ class MarkdownWriter:
     _doctest_block = _literal_block
 
     def _math_block(self, node, depth):
-        number = next(
-            (self._number("displaymath", i) for i in node.get("ids", []) if self._number("displaymath", i)), ""
-        )
-        if not number and node.get("label"):
-            number = self._number("displaymath", f"equation-{nodes.make_id(node['label'])}")
+        number = self._first_number("displaymath", node)
         tag = f" \\tag{{{number}}}" if number else ""
         return [f"$$\n{node.astext().strip()}{tag}\n$$"]
 
@@ -151,7 +148,7 @@ class MarkdownWriter:
         return [f"*Picture: {escape(node['alt'])}*"] if node.get("alt") else []
 
     def _figure(self, node, depth):
-        number = next((self._number("figure", i) for i in node.get("ids", []) if self._number("figure", i)), "")
+        number = self._first_number("figure", node)
         found = []
         for child in node.children:
             if isinstance(child, nodes.caption):
@@ -252,7 +249,8 @@ class MarkdownWriter:
         soup = BeautifulSoup(html, "html.parser")
         if soup.select(".evidence"):
             return self._value(soup)
-        return html  # <sub>, </sub> and the like, which Markdown takes as they are
+        # <sub>, </sub> and the like Markdown takes as they are; the theme's icons say nothing.
+        return "" if html.lstrip().startswith("<svg") else html
 
     def _value(self, element: Tag) -> str:
         """Return the text of an element that holds one value and its badges."""
@@ -280,8 +278,12 @@ class MarkdownWriter:
         found += [" ".join(f"({_label(badge)})" for badge in line.select(".evidence")) for line in lines]
         return found
 
-    def _number(self, kind: str, name: str) -> str:
-        return ".".join(map(str, self.numbers.get(kind, {}).get(name, ())))
+    def _first_number(self, kind: str, node: nodes.Element) -> str:
+        labelled = [f"equation-{nodes.make_id(node['label'])}"] if node.get("label") else []
+        known = self.numbers.get(kind, {})
+        return next(
+            (".".join(map(str, known[name])) for name in [*node.get("ids", []), *labelled] if name in known), ""
+        )
 
 
 def _is_text(node: nodes.Node) -> bool:

@@ -1,8 +1,8 @@
 """Each executable page as a notebook that runs alone in an empty folder, without network.
 
 The prose is the page's, with roles replaced by the values of this build; the code is the page's, unchanged. The first
-cell says what the notebook is, the second unpacks the package ``chipmath`` and the page's data, which it carries. Beside
-the clean notebook lies one with the outputs of this build.
+cell says what the notebook is, the second unpacks the package ``chipmath`` and the page's data, which it carries.
+Beside the clean notebook lies one with the outputs of this build.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import copy
 import hashlib
 import json
 import lzma
-import posixpath
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,8 @@ import nbformat
 from docutils import nodes
 from jupyter_cache import get_cache
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from pybtex.database import parse_file
+from pybtex.style.formatting.plain import Style
 
 from portable.markdown import MarkdownWriter
 from portable.pages import cited, page_address, target_page, title
@@ -51,7 +52,7 @@ class Package:
         raw = json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
         digest = hashlib.sha256(json.dumps(package, sort_keys=True).encode()).hexdigest()[:8]
         packed = base64.b64encode(lzma.compress(raw, preset=9)).decode()
-        template = _text(Path(__file__).with_name("unpack.py"))
+        _, _, template = _text(Path(__file__).with_name("unpack.py")).partition("\n")  # the first line is for ruff
         lines = "\n".join(textwrap.wrap(packed, 120))
         return cls(digest, template.replace("@PACKED@", lines).replace("@FOLDER@", f"chipmath-{digest}").rstrip())
 
@@ -166,24 +167,21 @@ def _first_cell(app, docname: str, package: Package, changed: str) -> str:
     address = page_address(app, docname)
     where = f"[a page]({address})" if address else "a page"
     signs = ", ".join(f"{sign} {kind}" for kind, sign in SYMBOLS.items())
-    lines = [
-        f"# {title(app, docname)}",
-        "",
-        f"> **This notebook runs by itself.** It is {where} of {app.config.html_title}'s book"
-        + (f" (last changed {changed})" if changed else "")
-        + ", with the code behind it packed into the next cell.",
-        ">",
-        "> *To run it:* open it in Jupyter or Colab and run all cells, from top to bottom. It needs Python 3.10 or later",
-        "> with numpy, torch and matplotlib (`pip install numpy torch matplotlib`), no network and no GPU. It writes the",
-        f"> folder `chipmath-{package.digest}/` beside itself, and `data/` where the article reads data.",
-        ">",
-        "> *With a GPU* that torch can use, cells that call `measure` time it, 20 seconds each at most, and show the result",
-        "> beside what was recorded.",
-        ">",
-        "> *Numbers in sentences* are those of the book's build "
-        f"({versions}); a sign after each says what stands behind it: {signs}. Numbers below cells are your own run's.",
-    ]
-    return "\n".join(lines)
+    last = f" (last changed {changed})" if changed else ""
+    return f"""# {title(app, docname)}
+
+> **This notebook runs by itself.** It is {where} of {app.config.html_title}'s book{last}, with the code behind it
+> packed into the next cell.
+>
+> *To run it:* open it in Jupyter or Colab and run all cells, from top to bottom. It needs Python 3.10 or later with
+> numpy, torch and matplotlib (`pip install numpy torch matplotlib`), no network and no GPU. It writes the folder
+> `chipmath-{package.digest}/` beside itself, and `data/` where the article reads data.
+>
+> *With a GPU* that torch can use, cells that call `measure` time it, 20 seconds each at most, and show the result
+> beside what was recorded.
+>
+> *Numbers in sentences* are those of the book's build ({versions}); a sign after each says what stands behind it:
+> {signs}. Numbers below cells are your own run's."""
 
 
 def _metadata(app, docname: str) -> dict:
@@ -199,11 +197,11 @@ def _sources(app, doctree) -> list[str]:
     wanted = cited(doctree)
     if not wanted:
         return []
-    home = next(d for d in app.env.all_docs if posixpath.basename(d) == "references")
-    references = app.env.get_and_resolve_doctree(home, app.builder)
-    writer = _writer(app, home)
-    entries = {name: node for node in references.findall(nodes.citation) for name in node.get("ids", [])}
-    return ["## Sources", "\n".join(writer.blocks(entries[name])[0] for name in wanted if name in entries)]
+    # Not from the page of references: resolving it a second time would write every entry twice into that page.
+    entries = parse_file(str(Path(app.srcdir) / "references.bib"))
+    known = {f"cite-{key.lower()}": key for key in entries.entries}
+    found = Style().format_bibliography(entries, [known[name] for name in wanted if name in known])
+    return ["## Sources", "\n".join(f"- {entry.text.render_as('markdown')}" for entry in found)]
 
 
 def _text(path: Path) -> str:

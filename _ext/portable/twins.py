@@ -30,8 +30,8 @@ def llms_txt(app) -> str:
     (_, [root]), *parts = chapters(app)
     base = app.config.html_baseurl
     lines = [f"# {title(app, root)}", "", f"> {description(app, root)}", ""]
-    lines += ["Every value says in words what stands behind it: computed when the page was built, compiled by a real"]
     lines += [
+        "Every value says in words what stands behind it: computed when the page was built, compiled by a real",
         "compiler for a named chip, measured on hardware, or cited. Start with",
         f"[the landing page]({base}{root}.md).",
     ]

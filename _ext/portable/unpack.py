@@ -1,3 +1,4 @@
+# ruff: noqa: D100, D103, E402, UP036  the lines below become a cell of every notebook
 # Makes the code behind this article importable, without network: it is packed into this cell.
 # It goes into a folder beside the notebook, yours to read and change; a folder that is there already is used as it is.
 import base64
