@@ -290,7 +290,8 @@ def _is_text(node: nodes.Node) -> bool:
     """Return whether a node stands in running text; docutils counts raw HTML and pictures to it, whatever they are."""
     if isinstance(node, nodes.raw):
         return node.get("format") == "html" and not re.search(r"<(div|table|form|figure|p|script)\b", node.astext())
-    return isinstance(node, (nodes.Text, nodes.Inline)) and not isinstance(node, (nodes.image, nodes.target))
+    own_line = isinstance(node, (nodes.image, nodes.target)) or type(node).__name__ == "desc_signature"
+    return isinstance(node, (nodes.Text, nodes.Inline)) and not own_line
 
 
 def escape(text: str) -> str:

@@ -25,7 +25,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from pybtex.database import parse_file
 from pybtex.style.formatting.plain import Style
 
-from portable.markdown import MarkdownWriter
+from portable.markdown import MarkdownWriter, escape
 from portable.pages import cited, page_address, target_page, title
 
 SYMBOLS = {"computed": "=", "compiled": "‹›", "measured": "±", "cited": "”"}  # as the book's badges in running text
@@ -201,7 +201,7 @@ def _sources(app, doctree) -> list[str]:
     entries = parse_file(str(Path(app.srcdir) / "references.bib"))
     known = {f"cite-{key.lower()}": key for key in entries.entries}
     found = Style().format_bibliography(entries, [known[name] for name in wanted if name in known])
-    return ["## Sources", "\n".join(f"- {entry.text.render_as('markdown')}" for entry in found)]
+    return ["## Sources", "\n".join(f"- {escape(entry.text.render_as('text'))}" for entry in found)]
 
 
 def _text(path: Path) -> str:
