@@ -37,7 +37,7 @@ class FillExecutions(SphinxPostTransform):
 
 
 def _rows(env) -> list[tuple[str, str, str]]:
-    """Return page, start of the build that executed it, and seconds of every executed page, in the order of the book."""
+    """Return every executed page, the start of the build that executed it, and seconds, in the order of the book."""
     rows = []
     for docname in (page for _, pages in chapters(env.app) for page in pages):
         run = NbMetadataCollector.get_exec_data(env, docname)
@@ -72,7 +72,7 @@ def _link(page: str, docname: str) -> addnodes.pending_xref:
         "reftarget": f"/{page}",
         "refexplicit": False,
     }
-    return addnodes.pending_xref("", nodes.inline(), refwarn=True, **attributes)
+    return addnodes.pending_xref("", nodes.inline(), refexplicit=False, refwarn=True, **attributes)
 
 
 def pages_to_update(app, env) -> list[str]:
