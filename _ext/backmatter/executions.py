@@ -65,13 +65,7 @@ def _cell(content: nodes.Node) -> nodes.entry:
 
 
 def _link(page: str, docname: str) -> addnodes.pending_xref:
-    attributes = {
-        "refdoc": docname,
-        "refdomain": "std",
-        "reftype": "doc",
-        "reftarget": f"/{page}",
-        "refexplicit": False,
-    }
+    attributes = {"refdoc": docname, "refdomain": "std", "reftype": "doc", "reftarget": f"/{page}"}
     return addnodes.pending_xref("", nodes.inline(), refexplicit=False, refwarn=True, **attributes)
 
 
