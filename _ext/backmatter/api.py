@@ -36,7 +36,7 @@ class Api(SphinxDirective):
     def section(self, name: str) -> nodes.section:
         """Return one module's section."""
         title = f"chipmath.{name}"
-        section = nodes.section("", nodes.title("", "", nodes.literal(title, title)), ids=[nodes.make_id(title)])
+        section = nodes.section("", nodes.title("", title), ids=[nodes.make_id(title)])
         section["names"] = [nodes.fully_normalize_name(title)]
         lines = ["```{eval-rst}", f".. automodule:: {title}", "   :members:", "   :member-order: bysource", "```"]
         self.state.nested_parse(StringList(lines, source=self.env.docname), self.content_offset, section)
@@ -52,6 +52,11 @@ def find_package(app, config) -> None:
 def rewrite(app, what, name, obj, options, lines) -> None:
     """Replace a docstring's lines by reStructuredText."""
     lines[:] = restructured(lines)
+
+
+def shorten(app, what, name, obj, options, signature, returns) -> tuple[str | None, str | None]:
+    """Write types by their last name: autodoc marks them with a tilde, which only a link would take away."""
+    return tuple(text and re.sub(r"~(?:\w+\.)+", "", text) for text in (signature, returns))
 
 
 def restructured(lines: list[str]) -> list[str]:
@@ -115,3 +120,4 @@ def setup(app):
     app.add_directive("api", Api)
     app.connect("config-inited", find_package)
     app.connect("autodoc-process-docstring", rewrite)
+    app.connect("autodoc-process-signature", shorten)
