@@ -6,6 +6,7 @@ Here the columns become definition lists, and characters that only reStructuredT
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from importlib.util import find_spec
@@ -30,6 +31,7 @@ class Api(SphinxDirective):
 
     def run(self):
         """Let autodoc write each section."""
+        self.env.note_dependency(__file__)
         package = Path(self.env.srcdir) / "kernels/chipmath"
         return [self.section(name) for name in MODULES if (package / f"{name}.py").exists()]
 
@@ -38,7 +40,14 @@ class Api(SphinxDirective):
         title = f"chipmath.{name}"
         section = nodes.section("", nodes.title("", title), ids=[nodes.make_id(title)])
         section["names"] = [nodes.fully_normalize_name(title)]
-        lines = ["```{eval-rst}", f".. automodule:: {title}", "   :members:", "   :member-order: bysource", "```"]
+        lines = [
+            "```{eval-rst}",
+            f".. automodule:: {title}",
+            "   :members:",
+            "   :undoc-members:",
+            "   :member-order: bysource",
+            "```",
+        ]
         self.state.nested_parse(StringList(lines, source=self.env.docname), self.content_offset, section)
         return section
 
@@ -50,8 +59,19 @@ def find_package(app, config) -> None:
 
 
 def rewrite(app, what, name, obj, options, lines) -> None:
-    """Replace a docstring's lines by reStructuredText."""
+    """Replace a docstring's lines by reStructuredText; a record's field is described by the comment behind it."""
+    if what == "attribute" and not any(lines):
+        lines[:] = [field_comment(name)]
     lines[:] = restructured(lines)
+
+
+def field_comment(name: str) -> str:
+    """Return the comment behind a field of a record, as in ``bits: int  # of a code``; empty where there is none."""
+    owner, _, field = name.rpartition(".")
+    module, _, record = owner.rpartition(".")
+    source = inspect.getsource(getattr(sys.modules[module], record))
+    found = re.search(rf"^    {field}:[^#\n]*#\s*(.+)$", source, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def shorten(app, what, name, obj, options, signature, returns) -> tuple[str | None, str | None]:
@@ -107,9 +127,11 @@ def _definitions(block: list[str]) -> list[str]:
 
 def _escaped(text: str) -> str:
     """Escape markup outside code; a name in single backticks is code too."""
-    parts = re.split(r"(``.+?``|`[^`]+`)", text)
+    parts = re.split(r"(``.+?``(?!`)|`[^`]+`)", text)
     return "".join(
-        f"``{part.strip('`')}``" if part.startswith("`") else re.sub(r"([*|\\])|_(?!\w)", r"\\\g<0>", part)
+        (part if part.startswith("``") else f"`{part}`")
+        if part.startswith("`")
+        else re.sub(r"([*|\\])|_(?!\w)", r"\\\g<0>", part)
         for part in parts
     )
 
