@@ -4,7 +4,7 @@ import re
 
 import pytest
 import yaml
-from backmatter.api import restructured
+from backmatter.api import field_comments, restructured
 from backmatter.corrections import listed, quoted_from
 from bs4 import BeautifulSoup
 from chipmath.recordings import recorded
@@ -69,6 +69,11 @@ def test_markup_that_a_docstring_does_not_mean_is_escaped():
         r'For "\*bf16", \|x\| and words\_ use ``2**n`` or ``scale``.',
         "",
     ]
+
+
+def test_comments_behind_fields_describe_them():
+    source = "class A:\n    bits: int = 8  # of a code\n    name: str\n\n\nclass B:\n    bits: int  # of B\n"
+    assert field_comments(source) == {("A", "bits"): ["of a code", ""], ("B", "bits"): ["of B", ""]}
 
 
 def test_bullets_and_code_blocks_stay():

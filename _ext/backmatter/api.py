@@ -6,7 +6,6 @@ Here the columns become definition lists, and characters that only reStructuredT
 
 from __future__ import annotations
 
-import inspect
 import re
 import sys
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from docutils import nodes
 from docutils.statemachine import StringList
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
 # The modules that pages and readers use, in the order in which they build on each other; one that a checkout lacks is
@@ -40,14 +40,12 @@ class Api(SphinxDirective):
         title = f"chipmath.{name}"
         section = nodes.section("", nodes.title("", title), ids=[nodes.make_id(title)])
         section["names"] = [nodes.fully_normalize_name(title)]
-        lines = [
-            "```{eval-rst}",
-            f".. automodule:: {title}",
-            "   :members:",
-            "   :undoc-members:",
-            "   :member-order: bysource",
-            "```",
-        ]
+        # autodoc knows comments that begin with "#:" only; the package writes them for a reader of the source
+        analyzer = ModuleAnalyzer.for_module(title)
+        analyzer.analyze()
+        analyzer.attr_docs |= field_comments(analyzer.code)
+        options = ("members:", "undoc-members:", "member-order: bysource")
+        lines = ["```{eval-rst}", f".. automodule:: {title}", *(f"   :{option}" for option in options), "```"]
         self.state.nested_parse(StringList(lines, source=self.env.docname), self.content_offset, section)
         return section
 
@@ -59,19 +57,19 @@ def find_package(app, config) -> None:
 
 
 def rewrite(app, what, name, obj, options, lines) -> None:
-    """Replace a docstring's lines by reStructuredText; a record's field is described by the comment behind it."""
-    if what == "attribute" and not any(lines):
-        lines[:] = [field_comment(name)]
+    """Replace a docstring's lines by reStructuredText."""
     lines[:] = restructured(lines)
 
 
-def field_comment(name: str) -> str:
-    """Return the comment behind a field of a record, as in ``bits: int  # of a code``; empty where there is none."""
-    owner, _, field = name.rpartition(".")
-    module, _, record = owner.rpartition(".")
-    source = inspect.getsource(getattr(sys.modules[module], record))
-    found = re.search(rf"^    {field}:[^#\n]*#\s*(.+)$", source, re.MULTILINE)
-    return found[1] if found else ""
+def field_comments(source: str) -> dict[tuple[str, str], list[str]]:
+    """Return the comment behind each field of each class, as in ``bits: int  # of a code``, by class and field."""
+    found, owner = {}, ""
+    for line in source.splitlines():
+        if new := re.match(r"class (\w+)", line):
+            owner = new[1]
+        elif field := re.match(r"    (\w+): [^#\"]*#\s*(.+)", line):
+            found[owner, field[1]] = [field[2], ""]
+    return found
 
 
 def shorten(app, what, name, obj, options, signature, returns) -> tuple[str | None, str | None]:

@@ -12,12 +12,13 @@ import copy
 import hashlib
 import json
 import lzma
+import platform
 import textwrap
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from urllib.parse import urljoin
 
-import chipbook
 import nbformat
 from docutils import nodes
 from jupyter_cache import get_cache
@@ -163,7 +164,8 @@ def _without_title(blocks: list[str]) -> list[str]:
 
 
 def _first_cell(app, docname: str, package: Package, changed: str) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in chipbook.versions().items() if name != "machine")
+    software = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "numpy", "matplotlib"))
+    versions = f"Python {platform.python_version()}, {software}"
     address = page_address(app, docname)
     where = f"[a page]({address})" if address else "a page"
     signs = ", ".join(f"{sign} {kind}" for kind, sign in SYMBOLS.items())
