@@ -150,7 +150,8 @@ def test_results_are_quoted_from_the_article():
 
 
 def test_rows_become_a_list_table():
-    assert listed(("a", "b"), [("1", "2")])[3:] == ["* - a", "  - b", "* - 1", "  - 2", ":::"]
+    made = listed("A caption", ("a", "b"), [("1", "2")])
+    assert (made[0], made[3:]) == (":::{list-table} A caption", ["* - a", "  - b", "* - 1", "  - 2", ":::"])
 
 
 @pytest.mark.built

@@ -44,7 +44,9 @@ class AllCorrections(Entries):
             known = ", ".join(name for name in entries if name != CHANGES)
             raise ExtensionError(f"{self.env.docname}: corrections.yml has no article {article!r}, only {known}")
         rows = [(entry["claim"], entry["right"], entry["shown"]) for entry in entries[article]]
-        lines = listed(("The first edition", "What holds", "Shown in"), rows)
+        lines = listed(
+            "What the first edition said, and what holds", ("The first edition", "What holds", "Shown in"), rows
+        )
         return self.parsed([quoted_from(f"chapters/{article}", line) for line in lines])
 
 
@@ -64,15 +66,17 @@ class Changes(Entries):
             for entry in sorted(entries, key=lambda entry: entry["date"], reverse=True)
         ]
         return (
-            self.parsed(listed(("Date", "Page", "Until then", "Now"), rows))
+            self.parsed(
+                listed("What this book said, and what it says now", ("Date", "Page", "Until then", "Now"), rows)
+            )
             if rows
             else [nodes.paragraph("", "Nothing so far.")]
         )
 
 
-def listed(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def listed(caption: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     """Return a MyST list-table."""
-    lines = [":::{list-table}", ":header-rows: 1", ""]
+    lines = [f":::{{list-table}} {caption}", ":header-rows: 1", ""]
     for row in (head, *rows):
         first, *rest = row
         lines += [f"* - {first}", *(f"  - {cell}" for cell in rest)]
