@@ -211,6 +211,8 @@ class MarkdownWriter:
             return escape(node.astext())
         if isinstance(node, nodes.raw):
             return self._html_inline(node.astext()) if node.get("format") == "html" else ""
+        if name == "Result":  # chipbook's glued result, with its badges
+            return self._html_inline(node["html"])
         if isinstance(node, nodes.emphasis):
             return f"*{self.inlines(node)}*"
         if isinstance(node, nodes.strong):
