@@ -1,0 +1,247 @@
+"""The book in other forms: notebooks that run alone, the Markdown twin of every page, llms.txt."""
+
+import json
+import re
+import subprocess
+import sys
+import venv
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import portable
+import pytest
+from bs4 import BeautifulSoup
+from docutils import nodes
+from portable.markdown import MarkdownWriter, code, escape, fenced, table
+from portable.notebook import names
+from sphinx.errors import ExtensionError
+from test_book import ARTICLES, HTML, PAGES
+
+ROOT = Path(__file__).resolve().parent.parent
+ROLE = re.compile(r"\{(evidence|glue|ref|numref|eq|cite|term|doc|reading-time)[^}]*\}`|:::|```\{")
+
+
+def writer(**numbers) -> MarkdownWriter:
+    return MarkdownWriter(lambda address: None if address.startswith("#") else address, str, numbers)
+
+
+# --- Markdown ---
+
+
+def test_text_that_looks_like_markdown_is_escaped():
+    assert escape("a*b `c` [d] $5 <e> _f_ snake_case") == r"a\*b \`c\` \[d\] \$5 \<e> \_f\_ snake_case"
+    assert writer().blocks(nodes.paragraph("", "1. not a list\n# nor a title")) == [
+        r"1\. not a list" + "\n\\# nor a title"
+    ]
+
+
+def test_code_keeps_its_backticks():
+    assert code("a`b") == "`` a`b ``"
+    assert fenced("```\nx\n```", "md").startswith("````md\n")
+
+
+def test_table_cells_hold_no_bar_or_line_break():
+    assert table([["a|b", "c\nd"], ["1"]]) == "| a\\|b | c d |\n|---|---|\n| 1 |  |"
+
+
+def test_an_unknown_node_fails_instead_of_vanishing():
+    class Strange(nodes.General, nodes.Element):
+        pass
+
+    with pytest.raises(ExtensionError, match="no Markdown for a <Strange>: 'lost words'"):
+        writer().blocks(Strange("", nodes.paragraph("", "lost words")))
+
+
+def test_values_keep_their_kind_of_evidence_and_scripts_go():
+    badge = '<span class="evidence evidence-cited" data-cite="k" aria-label="cited: k">”</span>'
+    value = nodes.raw("", f'<span class="evidence-value">28.5 dB{badge}</span>', format="html")
+    assert writer().blocks(nodes.paragraph("", "", value)) == ["28.5 dB['cited']"]
+    assert writer().blocks(nodes.raw("", "<script>x()</script>", format="html")) == []
+
+
+def test_equations_and_figures_keep_their_numbers():
+    equation = nodes.math_block("", "a = b", ids=["equation-e"])
+    assert writer(displaymath={"equation-e": (1, 2)}).blocks(equation) == ["$$\na = b \\tag{1.2}\n$$"]
+    figure = nodes.figure("", nodes.caption("", "A finding."), ids=["fig-x"])
+    assert writer(figure={"fig-x": (2, 3)}).blocks(figure) == ["**Figure 2.3.** A finding."]
+
+
+# --- the address ---
+
+
+def toy_app(url: str) -> SimpleNamespace:
+    return SimpleNamespace(config=SimpleNamespace(html_theme_options={"repository_url": url}))
+
+
+@pytest.mark.parametrize("url", ["https://github.com/ann/book", "https://github.com/ann/book.git"])
+def test_colab_opens_the_notebook_of_the_repository(url):
+    expected = "https://colab.research.google.com/github/ann/book/blob/notebooks/chapters/mxfp8.ipynb"
+    assert portable.colab_address(toy_app(url), "chapters/mxfp8") == expected
+
+
+@pytest.mark.parametrize("url", ["", "https://example.org/ann/book"])
+def test_without_a_github_address_there_is_no_colab_link(url):
+    assert portable.colab_address(toy_app(url), "chapters/mxfp8") == ""
+
+
+# --- the built book ---
+
+
+def article(page: str) -> BeautifulSoup:
+    return BeautifulSoup((HTML / f"{page}.html").read_text(encoding="utf-8"), "html.parser").find("article")
+
+
+@pytest.mark.built
+@pytest.mark.parametrize("page", PAGES)
+def test_twin_holds_every_value_of_its_page_with_its_evidence(page):
+    twin = (HTML / f"{page}.md").read_text(encoding="utf-8")
+    wanted = Counter()
+    for value in article(page).select(".evidence-value"):
+        kinds = [badge["class"][1].removeprefix("evidence-") for badge in value.select(".evidence")]
+        text = "".join(t for t in value.strings if "evidence" not in t.parent["class"])
+        wanted[f"{escape(text)} ({', '.join(dict.fromkeys(kinds))})"] += 1
+    assert not {value: count for value, count in wanted.items() if twin.count(value) < count}
+
+
+@pytest.mark.built
+@pytest.mark.parametrize("page", PAGES)
+def test_twin_is_plain_markdown_with_title_and_working_links(page):
+    path = HTML / f"{page}.md"
+    prose = re.sub(r"(?ms)^```.*?^```$|`[^`\n]+`", "", path.read_text(encoding="utf-8"))
+    assert not ROLE.search(prose), ROLE.search(prose)
+    assert len(re.findall(r"(?m)^# ", prose)) == 1
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        assert target.startswith(("http", "mailto:")) or (path.parent / target).exists(), target
+
+
+@pytest.mark.built
+@pytest.mark.parametrize("page", PAGES)
+def test_page_names_its_other_forms_and_they_exist(page):
+    soup = BeautifulSoup((HTML / f"{page}.html").read_text(encoding="utf-8"), "html.parser")
+    forms = [link["href"] for link in soup("link", rel="alternate", href=True) if "atom" not in link.get("type", "")]
+    forms += [link["href"] for link in soup.select(".run-line a[download]")]
+    assert f"{Path(page).name}.md" in forms
+    assert bool([form for form in forms if form.endswith(".ipynb")]) == (page in ARTICLES)
+    assert all((HTML / page).with_name(form).exists() for form in forms)
+
+
+@pytest.mark.built
+def test_llms_txt_lists_every_page_once():
+    text = (HTML / "llms.txt").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"\(([^)]+)\.md\)", text)) == sorted(PAGES)
+    assert re.match(r"# .+\n\n> .+\n", text)
+
+
+@pytest.mark.built
+@pytest.mark.parametrize("page", ARTICLES)
+def test_notebooks_are_valid_clean_and_the_same_but_for_outputs(page):
+    clean, executed = (nbformat.read(HTML / name, as_version=4) for name in names(page))
+    for made in (clean, executed):
+        nbformat.validate(made)
+    assert [cell.source for cell in clean.cells] == [cell.source for cell in executed.cells]
+    code_cells = [cell for cell in clean.cells if cell.cell_type == "code"]
+    assert not [cell for cell in code_cells if cell.outputs or cell.execution_count]
+    assert sum(bool(cell.outputs) for cell in executed.cells if cell.cell_type == "code") >= 15
+    prose = "\n".join(re.sub(r"`[^`\n]+`", "", cell.source) for cell in clean.cells if cell.cell_type == "markdown")
+    assert not ROLE.search(prose), ROLE.search(prose)
+    assert "This notebook runs by itself" in clean.cells[0].source
+    source = (ROOT / f"{page}.md").read_text(encoding="utf-8")
+    assert len(code_cells) == source.count("```{code-cell}") + 1
+
+
+# --- a reader's machine ---
+
+BLOCK = """
+import socket, sys
+from importlib.machinery import PathFinder
+
+find, connect = PathFinder.find_spec, socket.socket.connect
+hidden = {hidden!r}
+
+def find_spec(name, path=None, target=None):
+    return None if name.partition(".")[0] in hidden else find(name, path, target)
+
+def local_only(self, address):
+    if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "localhost", "::1"):
+        raise OSError(f"no network here: {{address}}")
+    return connect(self, address)
+
+PathFinder.find_spec = find_spec
+socket.socket.connect = local_only
+"""
+EXECUTE = """
+import sys, nbformat
+from nbclient import NotebookClient
+notebook = nbformat.read(sys.argv[1], as_version=4)
+NotebookClient(notebook, timeout=600).execute()
+nbformat.write(notebook, "ran.ipynb")
+"""
+
+
+def strangers_python(folder: Path, *hidden: str) -> Path:
+    """Make a Python that has this one's packages but neither the checkout nor ``hidden`` nor a network."""
+    venv.create(folder)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    # A .pth file adds the folders, but the .pth files in them, editable installations, do not run.
+    paths = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (packages / "parent.pth").write_text("\n".join(paths))
+    (packages / "sitecustomize.py").write_text(BLOCK.format(hidden=set(hidden)))
+    return folder / "bin/python"
+
+
+def run_in(folder: Path, python: Path, *arguments) -> subprocess.CompletedProcess:
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder.parent), "LANG": "C.UTF-8"}
+    command = [str(python), *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def computed(cell) -> list[str]:
+    """Return the plain text of a cell's computed results."""
+    outputs = [output for output in cell.get("outputs", []) if "chipmath-evidence" in output.get("metadata", {})]
+    return [o.data["text/plain"] for o in outputs if o.metadata["chipmath-evidence"]["kind"] == "computed"]
+
+
+@pytest.mark.built
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ARTICLES)
+def test_notebook_runs_alone_in_an_empty_folder_offline(page, tmp_path):
+    python = strangers_python(tmp_path / "python", "myst_nb", "sphinx", "jupyter_book")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert run_in(empty, python, "-c", "import chipmath").returncode != 0
+    clean, executed = (HTML / name for name in names(page))
+    result = run_in(empty, python, "-c", EXECUTE, clean)
+    assert result.returncode == 0, result.stderr[-3000:]
+    ran, built = nbformat.read(empty / "ran.ipynb", 4), nbformat.read(executed, 4)
+    assert re.search(r"Using chipmath in chipmath-\w{8}/", json.dumps(ran.cells[1].outputs))
+    results = [(computed(here), computed(there)) for here, there in zip(ran.cells, built.cells)]
+    assert sum(bool(here) for here, _ in results) >= 10
+    figures = [o for cell in ran.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert figures
+    for here, there in results:
+        assert here == there
+
+
+@pytest.mark.built
+def test_notebook_names_what_a_kernel_lacks(tmp_path):
+    python = strangers_python(tmp_path / "python", "torch")
+    (tmp_path / "empty").mkdir()
+    cell = nbformat.read(HTML / names(ARTICLES[0])[0], as_version=4).cells[1].source
+    result = run_in(tmp_path / "empty", python, "-c", cell)
+    assert result.returncode != 0
+    assert "this notebook also needs torch: pip install torch" in result.stderr
+    assert not list((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.built
+def test_unpacking_keeps_what_a_reader_changed(tmp_path):
+    python = strangers_python(tmp_path / "python")
+    (tmp_path / "empty").mkdir()
+    cell = nbformat.read(HTML / names(ARTICLES[0])[0], as_version=4).cells[1].source
+    assert run_in(tmp_path / "empty", python, "-c", cell).returncode == 0
+    (changed,) = (tmp_path / "empty").glob("chipmath-*/chipmath/__init__.py")
+    changed.write_text("mine = 1\n")
+    result = run_in(tmp_path / "empty", python, "-c", cell + "\nprint(chipmath.mine)")
+    assert result.stdout.endswith("1\n"), result.stderr
