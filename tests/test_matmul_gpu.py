@@ -383,6 +383,25 @@ def test_a_nan_scale_takes_its_row_only(route):
 
 
 @interpreted
+@pytest.mark.parametrize("fmt", EIGHT_BITS, ids=str)
+@pytest.mark.parametrize("rows", [1, 3, 65])
+def test_one_pass_dequantizes_every_number(fmt, rows):
+    """At both ends of the allowed scales, zero blocks and NaN blocks among them."""
+    low, high = bf16_scales(fmt)
+    numbers = torch.arange(fmt.max_code + 1, dtype=torch.uint8)
+    numbers = torch.cat([numbers, numbers + fmt.sign_code])[-224:].repeat(rows, 1)
+    scales = torch.tensor([low, high, 0, -3, high, low, 5]).repeat(rows, 1)
+    mx = MXTensor(numbers, E8M0.encode(scales), fmt, -1, 32)
+    mx.elements[0, 64:96], mx.scales[0, 2], mx.scales[0, 3] = 0, 0, NAN
+    out = matmul_gpu.dequantize(mx)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(
+        out.view(torch.int16)[~out.isnan()], mx.dequantize(torch.bfloat16).view(torch.int16)[~out.isnan()]
+    )
+    assert torch.equal(out.isnan(), mx.dequantize().isnan())
+
+
+@interpreted
 def test_rows_far_apart_meet_at_the_end():
     """The product of the rows' exponents is within float32 where each alone, and each half, is near its limits."""
     for exponent in ((120, -120), (-127, 127), (60, 60), (-60, -60), (-127, -127)):

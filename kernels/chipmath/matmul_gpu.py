@@ -30,6 +30,7 @@ from chipmath.devices import device
 from chipmath.formats import E4M3, E5M2, E8M0, ElementFormat, float32_bits
 from chipmath.gpu import gpu
 from chipmath.matmul import _check_pair, _checked_sizes
+from chipmath.matmul_tiles import TILES
 from chipmath.quantize import MXTensor
 
 FP8 = {E4M3: torch.float8_e4m3fn, E5M2: torch.float8_e5m2}
@@ -45,17 +46,8 @@ ROUTE_ARCHS = {
     "dequantize_cublas": ("gfx942", *NATIVE_SCALES, "sm_80", "sm_86", "sm_89", "sm_90"),
 }
 ROUTES = tuple(ROUTE_ARCHS)
-# Tile (M, N, K), warps, stages: fixed, so that no measurement tunes anything. Each is the largest of those tried that
-# spills no register (experiment gemm_routes has the table). NVIDIA's are for sm_90, AMD's for gfx950.
-TILES = {
-    ("dot_scaled", "NVIDIA"): ((128, 128, 128), 8, 3),
-    ("fp16_relative", "NVIDIA"): ((128, 128, 64), 8, 3),
-    ("folded_128", "NVIDIA"): ((128, 128, 128), 8, 3),
-    ("dot_scaled", "AMD"): ((128, 128, 128), 4, 2),
-    ("fp16_relative", "AMD"): ((128, 128, 64), 4, 2),
-    ("folded_128", "AMD"): ((128, 128, 128), 8, 2),
-}
 FOLDED_BLOCK = 128
+DEQUANTIZED_BLOCKS = 64  # a program: 16 elements of 128 threads each
 # Only whole products of two scales that are normal float32 numbers are put back exactly.
 FLOAT32_EXPONENTS = (-126, 127)
 FLOAT16_LOWEST, FLOAT16_HIGHEST = -24, 15  # exponents of the smallest subnormal and the largest normal number
@@ -150,6 +142,31 @@ def fold(mx: MXTensor, block: int = FOLDED_BLOCK) -> MXTensor:
     ]
     codes = torch.where((mx.scales == E8M0.nan_code).repeat_interleave(mx.block, -1), mx.fmt.nan_code, codes)
     return MXTensor(codes.to(torch.uint8), E8M0.encode(top), mx.fmt, -1, block)
+
+
+def dequantize(mx: MXTensor) -> Tensor:
+    """``mx.dequantize(torch.bfloat16)`` in one pass over memory, for scales within `bf16_scales`; no check.
+
+    Where no kernel is to be had (a CPU, formats that are not FP8, chips or Triton releases that cannot decode it) the
+    reference does it.
+    """
+    arch = _arch(mx.elements.device)
+    if mx.fmt not in FP8 or not _decodes_fp8(arch):
+        return mx.dequantize(torch.bfloat16)
+    from chipmath import matmul_kernels
+
+    codes, scales = _fp8(mx), mx.scales.contiguous()
+    out = torch.empty(codes.shape, dtype=torch.bfloat16, device=codes.device)
+    if scales.numel():
+        grid = (-(-scales.numel() // DEQUANTIZED_BLOCKS),)
+        matmul_kernels.dequantize[grid](codes, scales, out, scales.numel(), BLOCKS=DEQUANTIZED_BLOCKS, num_warps=4)
+    return out
+
+
+def _decodes_fp8(arch: str) -> bool:
+    if arch == "gfx942":
+        return _triton_release() >= (3, 9)
+    return _interpreting() if arch == "cpu" else arch in ROUTE_ARCHS["fp16_relative"]
 
 
 def _lowest_bit(fmt: ElementFormat) -> int:
@@ -295,8 +312,8 @@ def _plan_folded_cublas(a: MXTensor, b: MXTensor, n: int, sizes: list[int]) -> C
 def _plan_dequantize_cublas(a: MXTensor, b: MXTensor, n: int, sizes: list[int]) -> Callable[[], Tensor]:
     for name, operand in (("a", a), ("b", b)):
         _check_exponents(name, operand, bf16_scales(operand.fmt), "dequantize_cublas")
-    lefts = a.dequantize(torch.bfloat16).split(sizes)
-    rights = b.dequantize(torch.bfloat16).split(n) if n else [b.dequantize(torch.bfloat16)] * len(sizes)
+    lefts, right = dequantize(a).split(sizes), dequantize(b)
+    rights = right.split(n) if n else [right] * len(sizes)
 
     def multiply() -> Tensor:
         parts = [_bfloat16_product(left, right) for left, right in zip(lefts, rights)]

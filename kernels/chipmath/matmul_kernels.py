@@ -141,3 +141,18 @@ def folded_128(
         a_scales_at += a_rows
         b_scales_at += b_rows
     _store(c, m, n, N, has_m, has_n, total)
+
+
+@triton.jit
+def dequantize(codes, scales, target, blocks, BLOCKS: tl.constexpr):
+    """target = bfloat16(code * scale), BLOCKS MX blocks a program; exact for scales that `bf16_scales` allows.
+
+    Grid (blocks / BLOCKS,), rounded up.
+    """
+    block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
+    at = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    exists = block < blocks
+    byte = tl.load(scales + block, mask=exists, other=127).to(tl.int32)
+    scale = tl.where(byte == 255, float("nan"), (byte << 23).to(tl.float32, bitcast=True))
+    values = tl.load(codes + at, mask=exists[:, None], other=0.0).to(tl.float32) * scale[:, None]
+    tl.store(target + at, values.to(tl.bfloat16), mask=exists[:, None])
