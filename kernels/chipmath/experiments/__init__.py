@@ -1,8 +1,12 @@
 """The experiments behind the book's compiled and measured results, by name; `chipmath.bench` records them."""
 
 from chipmath.experiments import (
+    bytes_in_flight,
     copy_bandwidth,
     fp8_mma,
+    gemm_routes,
+    gemm_speed,
+    ilp_sweep,
     llvm_23,
     llvm_versions,
     matrix_chains,
@@ -55,6 +59,14 @@ COMPILED = (
     named_barriers.EXPERIMENT,
     mx_step.EXPERIMENT,
     mx_lanes.EXPERIMENT,
+    gemm_routes.EXPERIMENT,
 )
-MEASURED = (copy_bandwidth.EXPERIMENT, residency.EXPERIMENT, reference_quantizer.EXPERIMENT)
+MEASURED = (
+    copy_bandwidth.EXPERIMENT,
+    residency.EXPERIMENT,
+    reference_quantizer.EXPERIMENT,
+    ilp_sweep.EXPERIMENT,
+    bytes_in_flight.EXPERIMENT,
+    gemm_speed.EXPERIMENT,
+)
 EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (*COMPILED, *MEASURED)}
