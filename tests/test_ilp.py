@@ -6,7 +6,7 @@ import re
 from collections import Counter
 
 import pytest
-from chipmath.crosscompile import AMD_OPCODE, SASS_OPCODE, CompilerMissing
+from chipmath.crosscompile import AMD_OPCODE, SASS_OPCODE, CompilerMissing, compile_triton
 from chipmath.devices import DEVICES
 from chipmath.experiments import EXPERIMENTS, ExperimentError, ilp_sweep
 from chipmath.experiments.bytes_in_flight import innermost_loop
@@ -171,6 +171,22 @@ def test_little_knows_only_the_product():
 def test_too_many_or_no_chains_are_refused(name, chains):
     with pytest.raises(ValueError, match=rf"{re.escape(name)} has 1 to \d chains, got {chains}"):
         ilp_sweep.compile_chains(name, chains)
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_the_gluon_twin_has_the_scaled_instruction_and_as_many_chains(count):
+    pytest.importorskip("triton")
+    from chipmath.ilp_gluon import chains
+
+    signature = {name: f"{kind}:DS" for name, kind in {"a": "*fp8e4nv", "b": "*fp8e4nv", "scales": "*u8"}.items()}
+    signature |= {"c": "*fp32:DS", "steps": "i32"}
+    binary = compile_triton(chains, signature, {"CHAINS": count}, "gfx950", num_warps=1)
+    opcode = INSTRUCTIONS["mfma_scale 16x16x128"].opcode
+    body = innermost_loop(binary.isa, opcode)
+    opcodes = Counter(AMD_OPCODE.findall(body))
+    assert opcodes["v_mfma_scale_f32_16x16x128_f8f6f4"] == chain_starts(body, opcode) == count
+    assert all(LOOP_ONLY.match(found) or re.fullmatch(opcode, found) for found in opcodes), opcodes
+    assert binary.spills == 0
 
 
 # Rows

@@ -15,9 +15,12 @@ import pytest
 import torch
 from chipmath import matmul as reference
 from chipmath import matmul_gpu
+from chipmath.experiments import ExperimentError, gemm_routes, gemm_speed
 from chipmath.formats import E2M1, E4M3, E5M2, E8M0, INT8
-from chipmath.matmul_gpu import bf16_scales, fold, fp16_span, relative_scales, tile_table
+from chipmath.matmul_gpu import ROUTE_ARCHS, bf16_scales, fold, fp16_span, relative_scales, tile_table
+from chipmath.matmul_tiles import TILES
 from chipmath.quantize import MXTensor, quantize
+from chipmath.recordings import newest
 
 pytest.importorskip("triton")
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
@@ -303,6 +306,98 @@ def test_tile_tables_cover_every_row_once():
     table = tile_table([130, 0, 1, 128], 128)
     assert table.tolist() == [[0, 0, 130], [0, 128, 130], [2, 130, 131], [3, 131, 259]]
     assert tile_table([], 128).shape == (0, 3)
+
+
+# Kernels, compiled
+
+
+def recorded_rows():
+    rows = newest("gemm_routes").select()
+    taken = [row for row in rows if {key: row[key] for key in gemm_routes.EXPERIMENT.keys} in launched()]
+    assert len(taken) == len(launched())
+    return rows, taken
+
+
+def launched():
+    return [gemm_routes.chosen(arch, route) for route in KERNEL_ROUTES for arch in gemm_routes.ARCHS[route]]
+
+
+def test_no_launched_tile_spills_and_matrix_instructions_are_the_chips_best():
+    _, taken = recorded_rows()
+    assert {row["spills"] for row in taken} == {0}
+    opcodes = {(row["arch"], row["route"]): f"{row['matrix_opcodes']} {row['ptx']}" for row in taken}
+    for key, pattern in {
+        ("gfx950", "dot_scaled"): "v_mfma_scale_f32_32x32x64_f8f6f4",
+        ("sm_100", "dot_scaled"): r"UTCQMMA tcgen05\.mma.*mxf8f6f4\.block_scale",
+        ("sm_90", "dot_scaled"): r"HGMMA.*BF16 wgmma.*bf16",
+        ("sm_90", "fp16_relative"): r"HGMMA.*F32 wgmma.*f16\.f16",
+        ("sm_90", "folded_128"): r"QGMMA.*E4M3 wgmma.*e4m3",
+        ("gfx942", "dot_scaled"): "v_mfma_f32_32x32x8_bf16",
+        ("gfx950", "folded_128"): "v_mfma_f32_32x32x64_f8f6f4",
+    }.items():
+        assert re.match(pattern, opcodes[key]), (key, opcodes[key])
+
+
+def test_a_step_multiplies_the_whole_tile_once():
+    """A warpgroup's instruction is m64; the columns and K are in its name."""
+    _, taken = recorded_rows()
+    for row in taken:
+        if row["arch"] == "sm_90":
+            m, n, k = map(int, re.search(r"GMMA\.(\d+)x(\d+)x(\d+)", row["matrix_opcodes"]).groups())
+            done = row["matrix_instructions"] * m * n * k * row["num_warps"] // 4
+            assert done == row["tile_m"] * row["tile_n"] * row["tile_k"]
+
+
+def test_relative_scales_take_the_scalar_conversions_out_of_hoppers_loop():
+    _, taken = recorded_rows()
+    hopper = {row["route"]: row for row in taken if row["arch"] == "sm_90"}
+    assert hopper["dot_scaled"]["scalar_conversions"] > 0
+    assert hopper["fp16_relative"]["scalar_conversions"] == hopper["folded_128"]["conversions"] == 0
+    per_element = {route: row["instructions_per_element"] for route, row in hopper.items()}
+    assert per_element["fp16_relative"] <= 3
+    assert per_element["dot_scaled"] >= 2 * per_element["fp16_relative"]
+    assert per_element["folded_128"] <= 3
+
+
+def test_larger_tiles_were_tried_and_spill():
+    """What justifies the tiles: every recorded one with more products on sm_90 spills, or keeps one group less."""
+    rows, taken = recorded_rows()
+    for row in (row for row in taken if row["arch"] == "sm_90"):
+        size = row["tile_m"] * row["tile_n"]
+        larger = [
+            r for r in rows if (r["arch"], r["route"]) == ("sm_90", row["route"]) and r["tile_m"] * r["tile_n"] > size
+        ]
+        assert larger
+        assert all(r["spills"] or r["groups_per_unit"] < row["groups_per_unit"] for r in larger)
+
+
+def test_the_prediction_is_the_busier_unit():
+    rows = {row["route"]: row for row in gemm_speed.predict()}
+    for route, row in rows.items():
+        (m, n, k), _, _ = TILES[route, "NVIDIA"]
+        rate = 8192 if route == "folded_128" else 4096
+        assert row["tensor_clocks"] == 2 * m * n * k / rate
+        assert row["flop_per_s_at_most"] * max(row["tensor_clocks"], row["issue_clocks"]) == pytest.approx(
+            2 * m * n * k * 132 * 1.83e9
+        )
+        assert row["flop_per_s_without_overlap"] < row["flop_per_s_at_most"]
+    assert rows["dot_scaled"]["issue_clocks"] > rows["dot_scaled"]["tensor_clocks"]
+    assert rows["fp16_relative"]["issue_clocks"] < rows["fp16_relative"]["tensor_clocks"]
+
+
+def test_a_wrong_product_is_never_timed(monkeypatch):
+    exact = torch.ones(2, 2, dtype=torch.float64)
+    rows = torch.arange(2)
+    assert gemm_speed._checked("fp16_relative", lambda i: exact.float(), rows, exact) == 0
+    for wrong in (exact.float() + 1e-4, exact.float() * torch.nan):
+        with pytest.raises(ExperimentError, match=r"fp16_relative: relative error .*, allowed 1e-05: it is not timed"):
+            gemm_speed._checked("fp16_relative", lambda i, wrong=wrong: wrong, rows, exact)
+
+
+def test_every_route_of_a_chip_is_timed():
+    assert gemm_speed.routes_of("sm_90") == list(ROUTE_ARCHS)
+    assert gemm_speed.routes_of("gfx942") == ["dot_scaled", "fp16_relative", "dequantize_cublas"]
+    assert set(gemm_speed.TOLERANCES) == {*ROUTE_ARCHS, gemm_speed.REFERENCE, gemm_speed.FP8_REFERENCE}
 
 
 # Kernels, interpreted
