@@ -182,22 +182,14 @@ def predict() -> list[Row]:
     cdna4 = next(i for i in DEVICES["gfx950"].matrix_instructions if i.k == 128 and "fp8" in i.formats)
     rows = []
     for name, instruction in INSTRUCTIONS.items():
-        for chains in QUICK_CHAINS:
-            for waves in QUICK_GROUPS[: 1 if instruction.arch == "gfx950" else 2]:
-                if chains > instruction.most_chains:
-                    continue
-                law = expected_fraction(chains * waves, cdna4.issue_clocks, cdna4.result_clocks)
-                rows.append(
-                    {
-                        "arch": instruction.arch,
-                        "instruction": name,
-                        "chains": chains,
-                        "waves_per_simd": waves,
-                        "chains_per_simd": chains * waves,
-                        "flop_per_clock_at_most": instruction.flop_per_clock_at_most,
-                        "fraction_at_least": law if instruction.arch == "gfx950" else None,
-                    }
-                )
+        known = instruction.arch == "gfx950"
+        for chains in QUICK_CHAINS if known else (1,):
+            law = expected_fraction(chains, cdna4.issue_clocks, cdna4.result_clocks) if known else None
+            rows.append(
+                {"arch": instruction.arch, "instruction": name, "chains": chains, "waves_per_simd": 1}
+                | {"chains_per_simd": chains, "flop_per_clock_at_most": instruction.flop_per_clock_at_most}
+                | {"fraction_at_least": law}
+            )
     return rows
 
 
