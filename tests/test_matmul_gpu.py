@@ -394,6 +394,31 @@ def test_a_wrong_product_is_never_timed(monkeypatch):
             gemm_speed._checked("fp16_relative", lambda i, wrong=wrong: wrong, rows, exact)
 
 
+def test_what_a_library_refuses_is_told_and_not_timed(monkeypatch):
+    """cublasLt before 12.9: the other candidates go on, and the recording says which one is missing and why."""
+
+    def too_old():
+        raise NotImplementedError("scaling requires cublasLt >= 12.9\nC++ frames")
+
+    true = matmul_gpu.plan
+    monkeypatch.setattr(gemm_speed, "routes_of", lambda arch: ["folded_cublas", "dequantize_cublas"])
+    monkeypatch.setattr(
+        matmul_gpu, "plan", lambda a, b, route: too_old if route == "folded_cublas" else true(a, b, route)
+    )
+    method, rows = gemm_speed.rehearse(lambda *a: None)
+    assert method["left_out"] == {"folded_cublas": "scaling requires cublasLt >= 12.9"}
+    assert [row["route"] for row in rows] == [gemm_speed.REFERENCE, "dequantize_cublas"]
+
+
+def test_torch_without_scaled_mm_is_told(monkeypatch):
+    monkeypatch.setattr(matmul_gpu, "_arch", lambda where: "sm_90")
+    monkeypatch.delattr(torch.nn.functional, "scaled_mm", raising=False)
+    with pytest.raises(
+        ValueError, match=f"needs a torch with torch.nn.functional.scaled_mm, this is {torch.__version__[:4]}"
+    ):
+        matmul_gpu.matmul(A, A, "folded_cublas")
+
+
 def test_every_route_of_a_chip_is_timed():
     assert gemm_speed.routes_of("sm_90") == list(ROUTE_ARCHS)
     assert gemm_speed.routes_of("gfx942") == ["dot_scaled", "fp16_relative", "dequantize_cublas"]

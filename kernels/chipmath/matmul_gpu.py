@@ -241,6 +241,10 @@ def _check_route(a: MXTensor, b: MXTensor, route: str) -> None:
     if arch not in ROUTE_ARCHS[route] and not interpreted:
         where = "a CPU without TRITON_INTERPRET=1" if arch == "cpu" else arch
         raise ValueError(f"route {route} does not run on {where}; it does on {', '.join(ROUTE_ARCHS[route])}")
+    if route == "folded_cublas" and not hasattr(torch.nn.functional, "scaled_mm"):
+        raise ValueError(
+            f"route folded_cublas needs a torch with torch.nn.functional.scaled_mm, this is {torch.__version__}"
+        )
     if arch == "gfx942" and (route, "AMD") in TILES and _triton_release() < (3, 9):
         # 3.6 converts FP8 with an instruction of gfx950, and has no dot_scaled with two scales for gfx942.
         raise ValueError(

@@ -50,11 +50,12 @@ def _measure(
     rounds: int,
     progress: Progress,
 ) -> tuple[dict, list[Row]]:
-    rows = []
+    rows, left_out = [], {}
     for done, shape in enumerate(shapes):
         m, n, k = shape
         progress(done, len(shapes), f"{m} x {n} x {k}")
-        candidates, errors, conversions = _candidates(where, arch, shape)
+        candidates, errors, conversions, refused = _candidates(where, arch, shape)
+        left_out |= refused
         seconds = take_turns({**candidates, **conversions}, stopwatch, rounds=rounds)
         for name in candidates:
             time, ratio = spread(seconds[name]), spread([r / s for r, s in zip(seconds[REFERENCE], seconds[name])])
@@ -74,6 +75,7 @@ def _measure(
         "input": f"standard normal, seed {SEED}, quantized by rceil to E4M3",
         "reference": f"{REFERENCE} of the same values, float32 result",
         "checked": f"{CHECKED_ROWS} rows against float64 before timing",
+        "left_out": left_out,
         "conversion": "of both operands, in torch operations; dequantize_cublas converts inside its time",
     }
     return method, rows
@@ -89,7 +91,7 @@ def routes_of(arch: str) -> list[str]:
 
 
 def _candidates(where: str, arch: str, shape: tuple[int, int, int]):
-    """What is timed, with its error, and the conversions that routes do beforehand."""
+    """What is timed, with its error, the conversions that routes do beforehand, and what a library refused to do."""
     import torch
 
     from chipmath import matmul_gpu
@@ -104,6 +106,7 @@ def _candidates(where: str, arch: str, shape: tuple[int, int, int]):
     wide_a, wide_b = matmul_gpu.dequantize(a), matmul_gpu.dequantize(b)
     candidates: dict[str, Candidate] = {REFERENCE: lambda i: matmul_gpu._bfloat16_product(wide_a, wide_b)}
     conversions: dict[str, Candidate] = {}
+    refused: dict[str, str] = {}
     for route in routes_of(arch):
         if route == "dequantize_cublas":
             matmul_gpu.plan(a, b, route)  # its check; what is timed converts each time
@@ -112,12 +115,29 @@ def _candidates(where: str, arch: str, shape: tuple[int, int, int]):
             )
             continue
         multiply = matmul_gpu.plan(a, b, route)
+        if route == "folded_cublas" and (why := _refusal(multiply)):
+            refused[route] = why
+            continue
         candidates[route] = lambda i, multiply=multiply: multiply()
         conversions[f"convert for {route}"] = lambda i, route=route: matmul_gpu.plan(a, b, route)
-    errors = {name: _checked(name, candidate, checked, exact) for name, candidate in candidates.items()}
     if where == "cuda" and arch in matmul_gpu.ROUTE_ARCHS["folded_128"] + matmul_gpu.NATIVE_SCALES:
-        candidates[FP8_REFERENCE], errors[FP8_REFERENCE] = _fp8_reference(a, b, checked)
-    return candidates, errors, conversions
+        multiply, codes = _fp8_reference(a, b, checked)
+        if why := _refusal(multiply):
+            refused[FP8_REFERENCE] = why
+        else:
+            candidates[FP8_REFERENCE] = lambda i: multiply()
+    expected = {name: codes if name == FP8_REFERENCE else exact for name in candidates}
+    errors = {name: _checked(name, candidate, checked, expected[name]) for name, candidate in candidates.items()}
+    return candidates, errors, conversions, refused
+
+
+def _refusal(multiply) -> str:
+    """Why the installed library does not do this product; empty if it does. The recording says so in left_out."""
+    try:
+        multiply()
+    except (RuntimeError, ValueError) as error:  # NotImplementedError (cublasLt before 12.9) is a RuntimeError
+        return str(error).splitlines()[0]
+    return ""
 
 
 def _fp8_reference(a, b, checked):
@@ -127,11 +147,11 @@ def _fp8_reference(a, b, checked):
     codes_a, codes_b = (x.elements.view(torch.float8_e4m3fn) for x in (a, b))
     one = torch.ones((), device=codes_a.device)
 
-    def multiply(i: int):
+    def multiply():
         return torch._scaled_mm(codes_a, codes_b.T, scale_a=one, scale_b=one, out_dtype=torch.float32)
 
     exact = a.fmt.decode(a.elements[checked]).double() @ b.fmt.decode(b.elements).double().T
-    return multiply, _checked(FP8_REFERENCE, multiply, checked, exact)
+    return multiply, exact
 
 
 def _checked(name: str, candidate: Candidate, checked, exact) -> float:
