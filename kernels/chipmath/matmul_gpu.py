@@ -2,13 +2,14 @@
 
 A route is chosen by name and has no default, as each states something else about its result:
 
-route               what enters the tensor cores              exact while                                    else
-dot_scaled          codes and scales, on chips that take      always (gfx950, sm_100, sm_103, sm_120)
-                    them; else element * scale in bfloat16    scale exponents fit bfloat16: `bf16_scales`    ValueError
-fp16_relative       element * scale / 2**r(row) in float16    a row's scales span `fp16_span` binades         ValueError
-folded_128          FP8 codes; one power of two for 128       no code loses a bit when folded: `fold`        rounded
-folded_cublas       the same, through cuBLAS                  the same                                       rounded
-dequantize_cublas   element * scale in bfloat16               scale exponents fit bfloat16: `bf16_scales`    ValueError
+dot_scaled         gfx950, sm_100, sm_103 and sm_120 take codes and scales: always exact. Elsewhere element * scale
+                   becomes a bfloat16: exact while scale exponents are within `bf16_scales`, else a ValueError
+fp16_relative      element * scale / 2**exponent of the row becomes a float16: exact while the scales of a row span at
+                   most `fp16_span` binades, else a ValueError
+folded_128         one power of two for 128 FP8 codes: exact while no code loses a bit (`fold`), else rounded
+folded_cublas      the same operands through cuBLAS
+dequantize_cublas  element * scale written as bfloat16: exact while scale exponents are within `bf16_scales`, else a
+                   ValueError
 
 "Exact" is said of what enters, and of powers of two put back afterwards. The sum is the tensor cores' own: float32 at
 best, and the FP8 ones of Hopper keep fewer bits, which is why folded_128 adds up 128 products there and not more.
