@@ -1,0 +1,97 @@
+"""One step under the microscope: gradients against FP32, what each tensor loses, and the outlier dial."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chipmath.quantize import sqnr_db
+from chipmath.training.model import GPT
+from chipmath.training.recipes import FP32, Recipe
+
+TENSORS = {"X": "activations", "W": "weights", "dY": "gradients of outputs"}
+BROKEN_DB = 3.0  # the dial has broken a recipe where the noise of the gradient has doubled
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What one linear layer's products met in a step: X (M, K), W (N, K), dY (M, N)."""
+
+    x: Tensor
+    weight: Tensor
+    dy: Tensor
+
+    def named(self) -> dict[str, Tensor]:
+        """By the names of `TENSORS`."""
+        return {"X": self.x, "W": self.weight, "dY": self.dy}
+
+
+def weight_gradients(
+    model: GPT, tokens: Tensor, targets: Tensor, recipe: Recipe, *, dtype: torch.dtype = torch.float32, dial: int = 0
+) -> Tensor:
+    """Gradients of all weights that run in the recipe, end to end in one vector; the model is left as it was."""
+    layers = model.recipe_layers()
+    before = {name: (layer.recipe, layer.dtype, layer.dial) for name, layer in layers.items()}
+    model.use(recipe, dtype, dial)
+    gradients = torch.autograd.grad(model.loss(tokens, targets), [layer.weight for layer in layers.values()])
+    for name, layer in layers.items():
+        layer.recipe, layer.dtype, layer.dial = before[name]
+    return torch.cat([gradient.reshape(-1) for gradient in gradients])
+
+
+def gradient_sqnr_db(
+    model: GPT,
+    tokens: Tensor,
+    targets: Tensor,
+    recipes: Iterable[Recipe],
+    *,
+    dtype: torch.dtype = torch.float32,
+    dial: int = 0,
+) -> dict[Recipe, float]:
+    """Signal over noise of the weight gradients, against FP32 without a dial, for the same weights and batch."""
+    exact = weight_gradients(model, tokens, targets, FP32)
+    return {
+        recipe: sqnr_db(exact, weight_gradients(model, tokens, targets, recipe, dtype=dtype, dial=dial))
+        for recipe in recipes
+    }
+
+
+def breaking_point(exponents: list[int], sqnr: list[float]) -> int | None:
+    """The first dial setting from which on the gradient stays ``BROKEN_DB`` below the first; None if it never does."""
+    broken = [value < sqnr[0] - BROKEN_DB for value in sqnr]
+    whole = max((i for i, is_broken in enumerate(broken) if not is_broken), default=-1)
+    return exponents[whole + 1] if whole + 1 < len(exponents) else None
+
+
+def capture(model: GPT, tokens: Tensor, targets: Tensor) -> dict[str, Captured]:
+    """Layer -> the tensors that its products meet in a step, in FP32. Leaves no gradients behind."""
+    seen: dict[str, dict[str, Tensor]] = {}
+    handles = []
+    for name, layer in model.recipe_layers().items():
+
+        def after(layer, inputs, output, name=name):
+            seen[name] = {"x": inputs[0].detach().flatten(0, -2)}
+            output.register_hook(lambda gradient: seen[name].update(dy=gradient.detach().flatten(0, -2)))
+
+        handles.append(layer.register_forward_hook(after))
+    weight_gradients(model, tokens, targets, FP32)
+    for handle in handles:
+        handle.remove()
+    layers = model.recipe_layers()
+    return {name: Captured(weight=layers[name].weight.detach(), **tensors) for name, tensors in seen.items()}
+
+
+def lost_shares(captured: dict[str, Captured], recipe: Recipe) -> dict[str, tuple[float, float]]:
+    """Tensor (X, W, dY) -> shares of its values that the recipe clips and flushes, over all layers, in rows."""
+    shares = {}
+    for tensor in TENSORS:
+        parts = [layer.named()[tensor] for layer in captured.values()]
+        lost = [recipe.losses(part, 1) for part in parts]
+        total = sum(part.numel() for part in parts)
+        shares[tensor] = tuple(
+            sum(share[which] * part.numel() for share, part in zip(lost, parts)) / total for which in (0, 1)
+        )
+    return shares
