@@ -1,4 +1,4 @@
-"""The experiments behind the book's compiled and measured results, by name; `chipmath.bench` records them."""
+"""The experiments behind the book's recorded results, by name; `chipmath.bench` records them."""
 
 from chipmath.experiments import (
     copy_bandwidth,
@@ -14,9 +14,12 @@ from chipmath.experiments import (
     reference_quantizer,
     residency,
     residency_launches,
+    training,
+    training_cpu,
 )
 from chipmath.experiments.experiment import (
     CompiledExperiment,
+    ComputedExperiment,
     Experiment,
     ExperimentError,
     MeasuredExperiment,
@@ -30,6 +33,7 @@ from chipmath.experiments.experiment import (
 __all__ = [
     "EXPERIMENTS",
     "CompiledExperiment",
+    "ComputedExperiment",
     "Experiment",
     "ExperimentError",
     "MeasuredExperiment",
@@ -52,5 +56,6 @@ COMPILED = (
     mx_step.EXPERIMENT,
     mx_lanes.EXPERIMENT,
 )
-MEASURED = (copy_bandwidth.EXPERIMENT, residency.EXPERIMENT, reference_quantizer.EXPERIMENT)
-EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (*COMPILED, *MEASURED)}
+MEASURED = (copy_bandwidth.EXPERIMENT, residency.EXPERIMENT, reference_quantizer.EXPERIMENT, training.EXPERIMENT)
+COMPUTED = (training_cpu.EXPERIMENT,)
+EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (*COMPILED, *MEASURED, *COMPUTED)}
