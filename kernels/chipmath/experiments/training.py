@@ -84,7 +84,7 @@ def _train(device: str, plan: list, setting, steps: int, progress: Progress) -> 
     _check_operands(device, dict.fromkeys(recipe for recipe, _ in plan))
     rows, probed, left_out, longest, began = [], {}, [], 0.0, time.monotonic()
     for number, (recipe, seed) in enumerate(plan):
-        if time.monotonic() - began + longest > DEADLINE_SECONDS:
+        if rows and time.monotonic() - began + longest > DEADLINE_SECONDS:
             left_out.append(f"{recipe.name}, seed {seed}")
             continue
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from chipmath.quantize import sqnr_db
-from chipmath.training.model import GPT
+from chipmath.training.model import GPT, OUTLIERS
 from chipmath.training.recipes import FP32, Recipe
 
 TENSORS = {"X": "activations", "W": "weights", "dY": "gradients of outputs"}
@@ -27,6 +27,12 @@ class Captured:
     def named(self) -> dict[str, Tensor]:
         """By the names of `TENSORS`."""
         return {"X": self.x, "W": self.weight, "dY": self.dy}
+
+    def dialled(self, dial: int) -> Captured:
+        """The same with the outlier dial of `model.RecipeLinear` turned."""
+        factors = torch.ones(self.x.shape[1])
+        factors[list(OUTLIERS)] = 2.0**dial
+        return Captured(self.x * factors, self.weight / factors, self.dy)
 
 
 def weight_gradients(
@@ -59,9 +65,20 @@ def gradient_sqnr_db(
     }
 
 
+def split_difference(model: GPT, tokens: Tensor, targets: Tensor, recipe: Recipe) -> float:
+    """How far the mean gradient of a batch's two halves is from the whole batch's: norm of the difference, relative.
+
+    What two ranks of data-parallel training make of a batch, without the ranks.
+    """
+    whole = weight_gradients(model, tokens, targets, recipe)
+    pairs = zip(tokens.chunk(2), targets.chunk(2))
+    halves = [weight_gradients(model, *pair, recipe) for pair in pairs]
+    return float(((halves[0] + halves[1]) / 2 - whole).norm() / whole.norm())
+
+
 def breaking_point(exponents: list[int], sqnr: list[float]) -> int | None:
     """The first dial setting from which on the gradient stays ``BROKEN_DB`` below the first; None if it never does."""
-    broken = [value < sqnr[0] - BROKEN_DB for value in sqnr]
+    broken = [not value >= sqnr[0] - BROKEN_DB for value in sqnr]  # NaN is not at least anything
     whole = max((i for i, is_broken in enumerate(broken) if not is_broken), default=-1)
     return exponents[whole + 1] if whole + 1 < len(exponents) else None
 
