@@ -18,7 +18,15 @@ from chipmath.training import __main__ as command
 from chipmath.training import probes, recipes, run
 from chipmath.training.amdahl import accelerated_share, step_speedup
 from chipmath.training.model import GPT, OUTLIERS, Shape
-from chipmath.training.probes import breaking_point, capture, gradient_sqnr_db, lost_shares, weight_gradients
+from chipmath.training.probes import (
+    breaking_point,
+    capture,
+    gradient_sqnr_db,
+    lost_shares,
+    product_sqnr_db,
+    split_difference,
+    weight_gradients,
+)
 from chipmath.training.recipes import (
     BF16,
     FP8_TENSOR,
@@ -354,6 +362,25 @@ def test_the_dial_finds_both_breaking_points():
     tensor = breaking_point(exponents, [sqnr[FP8_TENSOR] for sqnr in found])
     block = breaking_point(exponents, [sqnr[MXFP8_RCEIL] for sqnr in found])
     assert 8 < tensor < block <= 20
+
+
+def test_only_the_forward_product_feels_the_dial():
+    """Output features and tokens have blocks of their own; with one copy a third of each block is the outliers'."""
+    captured = capture(*trained())
+    output, *backward = product_sqnr_db(captured, MXFP8_RCEIL).values()
+    output_18, *backward_18 = product_sqnr_db(captured, MXFP8_RCEIL, 18).values()
+    assert backward_18 == pytest.approx(backward, abs=0.5)
+    assert output_18 < output - 5
+    *_, weight_gradient = product_sqnr_db(captured, ONE_COPY, 18).values()
+    assert weight_gradient < backward[1] - 5
+
+
+def test_halves_of_a_batch_agree_where_blocks_lie_within_them():
+    model, tokens, targets = trained()
+    # float32 sums in another order; a code that flips at a tie would show as 1e-4 or more
+    assert split_difference(model, tokens, targets, FP32) < 1e-5
+    assert split_difference(model, tokens, targets, MXFP8_RCEIL) < 1e-5
+    assert split_difference(model, tokens, targets, FP8_TENSOR) > 1e-3
 
 
 def test_breaking_point():

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from chipmath.quantize import sqnr_db
 from chipmath.training.model import GPT, OUTLIERS
-from chipmath.training.recipes import FP32, Recipe
+from chipmath.training.recipes import FP32, Recipe, linear
 
 TENSORS = {"X": "activations", "W": "weights", "dY": "gradients of outputs"}
+PRODUCTS = ("output", "input gradient", "weight gradient")
 BROKEN_DB = 3.0  # the dial has broken a recipe where the noise of the gradient has doubled
 
 
@@ -30,9 +31,20 @@ class Captured:
 
     def dialled(self, dial: int) -> Captured:
         """The same with the outlier dial of `model.RecipeLinear` turned."""
+        factors = self._factors(dial)
+        return Captured(self.x * factors, self.weight / factors, self.dy)
+
+    def products(self, recipe: Recipe, dial: int = 0) -> dict[str, Tensor]:
+        """The three products of the layer, by the names of `PRODUCTS`; gradients are of X and W before the dial."""
+        x, weight, factors = self.x.clone().requires_grad_(), self.weight.clone().requires_grad_(), self._factors(dial)
+        y = linear(x * factors, weight / factors, recipe)
+        dx, dw = torch.autograd.grad(y, (x, weight), self.dy)
+        return dict(zip(PRODUCTS, (y.detach(), dx, dw)))
+
+    def _factors(self, dial: int) -> Tensor:
         factors = torch.ones(self.x.shape[1])
         factors[list(OUTLIERS)] = 2.0**dial
-        return Captured(self.x * factors, self.weight / factors, self.dy)
+        return factors
 
 
 def weight_gradients(
@@ -99,6 +111,19 @@ def capture(model: GPT, tokens: Tensor, targets: Tensor) -> dict[str, Captured]:
         handle.remove()
     layers = model.recipe_layers()
     return {name: Captured(weight=layers[name].weight.detach(), **tensors) for name, tensors in seen.items()}
+
+
+def product_sqnr_db(captured: dict[str, Captured], recipe: Recipe, dial: int = 0) -> dict[str, float]:
+    """Product -> signal over noise against FP32, all layers together, each fed with FP32's own X, W and dY.
+
+    Unlike `gradient_sqnr_db` no error travels from one layer to the next: what one product adds by itself.
+    """
+    exact = [layer.products(FP32) for layer in captured.values()]
+    rounded = [layer.products(recipe, dial) for layer in captured.values()]
+    return {
+        name: sqnr_db(*(torch.cat([each[name].reshape(-1) for each in layers]) for layers in (exact, rounded)))
+        for name in PRODUCTS
+    }
 
 
 def lost_shares(captured: dict[str, Captured], recipe: Recipe) -> dict[str, tuple[float, float]]:
