@@ -1,15 +1,23 @@
 # make book   environment, installation, build of the whole site
+# make pdf    the whole book as _build/book.pdf, printed by Chromium
 # make test   the same environment with test tools, then ruff, pytest and the tests of the built book
 PYTHON ?= python3
 BIN := .venv/bin
 # Modules, not scripts: what a parent environment already has leaves no script in .venv/bin.
 BUILD := $(BIN)/python -c "from jupyter_book.cli.main import main; main()" build . -W -n --keep-going
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
 .NOTPARALLEL:
-.PHONY: book test test-all clean environment-book environment-test
+.PHONY: book pdf test test-all clean environment-book environment-test
 
 book: environment-book
 	$(BUILD)
+
+pdf: environment-book
+	@test -n "$(CHROMIUM)" || { echo "make pdf prints with Chromium, which is not here (Debian: apt install chromium)"; exit 1; }
+	$(BUILD) --builder singlehtml
+	"$(CHROMIUM)" --headless $(if $(filter 0,$(shell id -u)),--no-sandbox) --no-pdf-header-footer \
+	  --virtual-time-budget=120000 --print-to-pdf=_build/book.pdf "file://$(CURDIR)/_build/singlehtml/intro.html"
 
 test: environment-test
 	$(BUILD)

@@ -17,7 +17,7 @@ kernelspec: {name: python3, display_name: Python 3}
 
 ```{code-cell} ipython3
 from myst_nb import glue
-from chipmath.evidence import Cited, Computed, Measured, Table
+from chipmath.evidence import Cited, Compiled, Computed, Measured, Table
 glue("ratio", Computed(33 / 32, ".5f"), display=False)
 glue("bare", 33 / 32, display=False)
 ```
@@ -27,15 +27,15 @@ A block takes {evidence}`ratio` bytes a value.
 
 
 class ToyBook:
-    """A book of two pages in a folder of its own, built with the real ``_config.yml`` and ``_ext/``."""
+    """A book of two pages in a folder of its own, built with the real ``_config.yml``, ``_ext/`` and package."""
 
     def __init__(self, root: Path):
         self.root = root
-        for name in ("_config.yml", "_ext", "_vendor", "_static"):
+        for name in ("_config.yml", "_ext", "_vendor", "_static", "CITATION.cff"):
             source = ROOT / name
             shutil.copytree(source, root / name) if source.is_dir() else shutil.copy(source, root / name)
-        (root / "kernels/chipmath").mkdir(parents=True)
-        (root / "kernels/chipmath/reference.py").write_text("BLOCK = 32\n")
+        generated = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / "kernels", root / "kernels", ignore=generated)
         (root / "_toc.yml").write_text("format: jb-book\nroot: intro\nchapters:\n- file: page\n- file: references\n")
         (root / "intro.md").write_text("# Intro\n\nSee {doc}`page`.\n")
         (root / "references.md").write_text("# References\n\n```{bibliography}\n:all:\n```\n")
@@ -47,9 +47,9 @@ class ToyBook:
         """Append text to the page."""
         self.page.write_text(self.page.read_text() + text)
 
-    def build(self) -> tuple[int, str]:
-        """Build as the Makefile does; return exit status and output."""
-        command = [Path(sys.executable).with_name("jupyter-book"), "build", ".", "-W", "-n", "--keep-going"]
+    def build(self, *options: str) -> tuple[int, str]:
+        """Build as the Makefile does, with more options; return exit status and output."""
+        command = [Path(sys.executable).with_name("jupyter-book"), "build", ".", "-W", "-n", "--keep-going", *options]
         result = subprocess.run(command, cwd=self.root, capture_output=True, text=True)
         return result.returncode, result.stdout + result.stderr
 

@@ -142,6 +142,23 @@ def test_a_failed_experiment_writes_nothing_and_the_others_go_on(folder, monkeyp
     assert files(folder) == ["recorded/compiled-matrix_passes.json"]
 
 
+@pytest.mark.parametrize("blocked", ["file", "read-only"])
+def test_an_unwritable_place_is_told_before_anything_runs(folder, monkeypatch, capsys, blocked):
+    stand_in(monkeypatch, "matrix_passes", lambda *a: pytest.fail("something ran"))
+    (folder / "file").write_text("not a folder")
+    if blocked == "read-only":  # to root nothing is: so the operating system's answer is made up
+
+        def refuse(dir):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(bench.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(SystemExit) as status:
+        bench.main(["matrix_passes", "--out", str(folder / blocked)])
+    assert status.value.code == 2
+    assert re.search(rf"cannot write to \S*{blocked}: (File exists|Permission denied)", capsys.readouterr().err)
+    assert files(folder) == ["file"]
+
+
 def test_an_interrupted_experiment_writes_nothing(folder, monkeypatch, capsys):
     def interrupted(quick, progress):
         raise KeyboardInterrupt
@@ -197,6 +214,8 @@ def test_a_rehearsal_cannot_be_written(folder):
         ({"Triton": "3.9.01"}, None, 1),
         ({"clang": "21.1.0"}, None, 1),
         ({"NVRTC": "13.0"}, None, 1),
+        ({"LLVM": "24.0.0git"}, None, 1),
+        ({"LLVM": "23.0.0git", "TVM": "0.1.0a4", "Triton": "3.9.0"}, None, 0),
         ({"Triton": "3.6.0"}, "elsewhere", 0),
     ],
 )
@@ -204,7 +223,9 @@ def test_only_pinned_compilers_make_the_books_recordings(folder, monkeypatch, ca
     stand_in(monkeypatch, "matrix_passes", lambda *a: dataclasses.replace(passes(*a), software=software))
     assert bench.main(["matrix_passes", *(["--out", out] if out else [])]) == status
     if status:
-        assert "and the recordings are of Triton 3.9.0, clang 22, nvcc 13: use --out DIR" in capsys.readouterr().err
+        message = capsys.readouterr().err
+        assert "and the recordings are of Triton 3.9.0, clang 22, nvcc 13, " in message
+        assert ": use --out DIR" in message
     assert files(folder) == ([] if status else [f"{out or 'recorded'}/compiled-matrix_passes.json"])
 
 
@@ -274,8 +295,11 @@ def test_any_other_change_does(checkout, name):
     assert bench.find_source() == bench.Source(checkout.head, True, True)
 
 
-def test_a_claimed_commit_that_is_not_the_checkouts_is_dirty(checkout):
-    assert bench.find_source("d" * 40) == bench.Source("d" * 40, True, True)
+def test_a_claimed_commit_that_is_not_the_checkouts_is_refused(checkout, capsys):
+    with pytest.raises(SystemExit) as status:
+        bench.main(["matrix_passes", "--commit", "d" * 40])
+    assert status.value.code == 2
+    assert f"--commit {'d' * 40}: this checkout is at {checkout.head}" in capsys.readouterr().err
 
 
 def test_inside_another_repository_is_outside_a_checkout(checkout, monkeypatch):

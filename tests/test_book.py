@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from chipbook import badges, execution
 from chipmath.recordings import RECORDED, load
 from pybtex.database import parse_file
 
@@ -173,3 +174,16 @@ def test_profile_states_the_seeds_figures(soups):
     figures = ["96%", "1K GPUs", "2.77×", "25–27%", "~40%", "0.42", "1.5 hours to 30 seconds", "~3M", "80% less"]
     assert not [figure for figure in figures if figure not in text]
     assert not re.search(r"@|\+\d|https?://|\b(19|20)\d\d\b(?<!2026)", text)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_nothing_else_looks_like_a_badge(soups, page):
+    """In any spelling that a browser reads, hidden in comments and scripts too."""
+    known = {"evidence", "evidence-value", "evidence-line", *(f"evidence-{kind}" for kind in KINDS)}
+    for tag in badges.badges(str(soups[page].find("article"))):
+        names = [name for name in tag["class"] if badges.is_badge_class(name)]
+        assert set(names) <= known, tag
+        assert names[0] != "evidence" or names[1:] in [[f"evidence-{kind}"] for kind in KINDS], tag
+        assert len(names) == 1 or names[0] == "evidence", tag
+    live = soups[page].select("[data-live]")
+    assert execution.gpus() or not live

@@ -3,7 +3,8 @@
 import shutil
 
 import pytest
-from test_book import HTML, PAGES
+from test_book import ARTICLES, HTML, PAGES
+from test_site import broken
 
 pytestmark = [pytest.mark.built, pytest.mark.browser]
 
@@ -107,3 +108,127 @@ def test_search_finds_a_page_offline(browser):
     with Visit(browser, "search", viewport=DESKTOP) as visit:
         visit.page.goto((HTML / "search.html").as_uri() + "?q=occupancy")
         visit.page.wait_for_selector("#search-results li a", timeout=20_000)
+
+
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [
+        ("occupancy", "chapters/occupancy.html"),
+        ("gfx950", "chapters/occupancy.html"),  # in cells of result tables
+        ("v_mfma_f32_16x16x32_fp8_fp8", "chapters/mxfp8.html"),  # only there
+        ("compiled clang", "chapters/occupancy.html"),  # in what a badge says
+    ],
+)
+def test_search_opened_from_disk_finds_words_of_results_and_badges(browser, words, page):
+    with Visit(browser, "search", viewport=DESKTOP) as visit:
+        visit.page.goto((HTML / "search.html").as_uri() + f"?q={words.replace(' ', '+')}")
+        visit.page.wait_for_selector("#search-results li a", timeout=20_000)
+        visit.page.wait_for_selector("#search-results p.search-summary:has-text('finished')", timeout=20_000)
+        found = [link.get_attribute("href") for link in visit.page.locator("#search-results li a").all()]
+        assert any(link.split("?")[0].split("#")[0].endswith(page) for link in found), found
+        assert visit.messages == []
+
+
+def test_search_field_leads_to_results(browser):
+    with Visit(browser, "intro", viewport=DESKTOP) as visit:
+        visit.page.locator("button.search-button__button:visible").first.click()
+        field = visit.page.locator("input[type=search]:visible").first
+        field.fill("limiter")
+        field.press("Enter")
+        visit.page.wait_for_selector("#search-results li a", timeout=20_000)
+
+
+TAB_STOPS = "[...document.querySelectorAll('article .evidence')].filter(badge => badge.tabIndex >= 0)"
+
+
+@pytest.mark.parametrize("name", ARTICLES)
+def test_badges_of_a_paragraph_or_table_share_one_tab_stop(browser, name):
+    with Visit(browser, name, viewport=DESKTOP) as visit:
+        group = "badge.closest('table, p, li, dd, dt, figcaption, .evidence-line')"
+        stops, groups, badges = visit.page.evaluate(
+            f"""() => [{TAB_STOPS}.length,
+                       new Set([...document.querySelectorAll('article .evidence')].map(badge => {group})).size,
+                       document.querySelectorAll('article .evidence').length]"""
+        )
+        assert stops == groups < badges
+
+
+def test_arrow_keys_lead_to_every_badge_and_escape_hides_a_tip(browser):
+    with Visit(browser, "chapters/mxfp8", viewport=DESKTOP) as visit:
+        page = visit.page
+        several = page.locator("article p:not(details p)").filter(has=page.locator(".evidence:nth-of-type(1)"))
+        paragraph = next(p for p in several.all() if p.locator(".evidence").count() >= 3 and p.is_visible())
+        badges = paragraph.locator(".evidence")
+        focused = "badge => badge === document.activeElement"
+        badges.first.focus()
+        for place in range(1, badges.count()):
+            page.keyboard.press("ArrowRight")
+            assert badges.nth(place).evaluate(focused)
+        page.keyboard.press("ArrowRight")  # stays at the end
+        assert badges.last.evaluate(focused)
+        assert [badge.evaluate("badge => badge.tabIndex") for badge in badges.all()] == [
+            *[-1] * (badges.count() - 1),
+            0,
+        ]
+        page.keyboard.press("Home")
+        assert badges.first.evaluate(focused)
+        tip = "badge => getComputedStyle(badge, '::after').display"
+        assert badges.first.evaluate(tip) != "none"
+        page.keyboard.press("Escape")
+        assert badges.first.evaluate(tip) == "none"
+        page.keyboard.press("End")
+        page.keyboard.press("Home")
+        assert badges.first.evaluate(tip) != "none"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_boxes_that_scroll_are_tab_stops_and_others_are_not(browser, name):
+    with Visit(browser, name, viewport=PHONE) as visit:
+        visit.page.evaluate("() => window.MathJax?.startup?.promise")
+        wrong = visit.page.evaluate(
+            """() => [...document.querySelectorAll('article *')].filter(box => {
+                const style = getComputedStyle(box);
+                const scrolls = box.checkVisibility() && box.scrollWidth > box.clientWidth + 1 && box.clientWidth > 0
+                    && ['auto', 'scroll'].includes(style.overflowX);
+                return scrolls && box.tabIndex < 0;
+            }).map(box => box.outerHTML.slice(0, 120))"""
+        )
+        assert wrong == []
+        idle = visit.page.evaluate(
+            """() => [...document.querySelectorAll('.result-table[tabindex]')].filter(
+                box => box.checkVisibility() && box.scrollWidth <= box.clientWidth).length"""
+        )
+        assert idle == 0
+
+
+@pytest.mark.parametrize("name", [page for page in PAGES if page.startswith("explorers/")])
+def test_links_that_an_explorer_makes_lead_somewhere(browser, name):
+    with Visit(browser, name, viewport=DESKTOP) as visit:
+        links = visit.page.evaluate("[...document.querySelectorAll('a[href]')].map(a => a.getAttribute('href'))")
+        assert [problem for link in links if (problem := broken(f"{name}.html", link))] == []
+
+
+@pytest.mark.parametrize("name", ["index", "404", "search", "genindex"])
+def test_pages_without_a_source_fit_a_phone_too(browser, name):
+    with Visit(browser, name, viewport=PHONE) as visit:
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        assert not [url for url in visit.requests if not url.startswith(("file:", "data:"))]
+        assert visit.messages == []
+        assert visit.page.evaluate("getComputedStyle(document.querySelector('.bd-main')).display") == "flex"  # styled
+
+
+@pytest.mark.parametrize("name", ARTICLES)
+def test_print_shows_the_article_alone_and_in_ink(browser, name):
+    with Visit(browser, name, viewport=DESKTOP, theme="dark") as visit:
+        visit.page.emulate_media(media="print")
+        hidden = [".bd-sidebar-primary", ".bd-header-article", ".copybtn", ".prev-next-area"]
+        for selector in hidden:
+            for element in visit.page.locator(selector).all():
+                assert not element.is_visible(), selector
+        ink = visit.page.evaluate("getComputedStyle(document.querySelector('article p')).color")
+        assert sum(int(part) for part in ink[4:-1].split(",")) < 3 * 90, ink
+        wide = visit.page.evaluate(
+            """() => [...document.querySelectorAll('.result-table, .themed-figure')].filter(
+                box => getComputedStyle(box).overflowX !== 'visible').length"""
+        )
+        assert wide == 0

@@ -43,7 +43,7 @@ def test_numbers_format_themselves(result, text):
     data, metadata = result._repr_mimebundle_()
     assert data["text/plain"] == text
     assert data["text/html"].startswith(f'<span class="evidence-value">{text}<span class="evidence ')
-    assert metadata == {METADATA_KEY: {"kind": result.kind}}
+    assert metadata[METADATA_KEY]["kind"] == result.kind
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), np.float64("nan"), torch.tensor(float("-inf"))])
@@ -94,7 +94,7 @@ def test_a_long_computation_names_its_recording(shelf, today, tmp_path):
 @pytest.mark.parametrize(
     ("result", "word"), [(lambda made, timed: Compiled(1, recording=made), "compiled"),
                          (lambda made, timed: Measured(1, recording=timed), "measured, recorded"),
-                         (lambda made, timed: Measured(1, recording=timed, live=True), "measured, live")]
+                         (lambda made, timed: Measured(1, recording=taken_here(), live=True), "measured, live")]
 )  # fmt: skip
 def test_badges_say_how_old_a_result_is(shelf, today, result, word):
     assert result(*shelf).badge(word=True).endswith(f">{word}</span>")
@@ -108,8 +108,24 @@ def test_older_code_is_said_in_badge_and_tooltip(shelf):
         assert f'aria-label="{result.kind}: recorded: the experiment&#x27;s code has changed since.' in badge
 
 
+def taken_here():
+    taken = recording(taken="2026-11-21T00:00:00Z")
+    recordings.note_taken(taken)
+    return taken
+
+
+def test_only_what_was_measured_in_this_process_is_live(shelf):
+    made_up = recording(taken="2026-11-22T00:00:00Z")
+    with pytest.raises(ValueError, match=r"Measured\('1.5'\): not live: chipmath.bench has not taken this copy_band"):
+        Measured(1.5, recording=made_up, live=True)
+    changed = taken_here()
+    changed.rows[0][1] *= 2
+    with pytest.raises(ValueError, match="not live"):
+        Measured(1.5, recording=changed, live=True)
+
+
 def test_a_live_result_names_no_file(shelf):
-    html = Measured(1.0, recording=recording(taken="2027-01-01T00:00:00Z"), live=True).inline_html()
+    html = Measured(1.0, recording=taken_here(), live=True).inline_html()
     assert 'data-live="copy_bandwidth"' in html
     assert "data-recording" not in html
     assert 'aria-label="measured: live: A Card 80GB (sm_90)' in html
@@ -125,8 +141,8 @@ def test_a_live_result_names_no_file(shelf):
         (lambda made, timed: Measured(1, recording=made), ValueError, r"compiled-mx_tiles\.json is a compiled"),
         (lambda made, timed: Measured(1, recording=made, live=True), ValueError, "is a compiled recording"),
         (lambda made, timed: Measured(1, recording=recording(rows=[["copy", 9e12]])), ValueError, "with this content"),
-        (lambda made, timed: Measured(1, recording=recording(taken="2027-01-01T00:00:00Z")), ValueError,
-         r"recorded/ has no 2027-01-01T0000-a-card-80gb-copy_bandwidth\.json"),
+        (lambda made, timed: Measured(1, recording=recording(taken="2026-11-22T00:00:00Z")), ValueError,
+         r"recorded/ has no 2026-11-22T0000-a-card-80gb-copy_bandwidth\.json"),
         (lambda made, timed: Compiled(float("nan"), recording=made), ValueError, "must be finite"),
     ],
 )  # fmt: skip

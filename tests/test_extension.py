@@ -1,8 +1,16 @@
 """The local Sphinx extension, on a toy book that is really built."""
 
+import os
+import re
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
 import chipbook
 import pytest
 from bs4 import BeautifulSoup
+from chipbook import badges, execution
+from conftest import ToyBook
 from sphinx.errors import ExtensionError
 
 
@@ -15,33 +23,33 @@ def test_execution_key_sees_every_change_that_can_change_a_result(tmp_path):
     files[-1].parent.mkdir(parents=True)
     for path in files:
         path.write_text("1")
-    keys = [chipbook.execution_key(tmp_path, settings)]
+    keys = [execution.execution_key(tmp_path, settings)]
     for path in files:
         path.write_text("2")
-        keys.append(chipbook.execution_key(tmp_path, settings))
+        keys.append(execution.execution_key(tmp_path, settings))
     for name in settings:
-        keys.append(chipbook.execution_key(tmp_path, settings | {name: "other"}))
+        keys.append(execution.execution_key(tmp_path, settings | {name: "other"}))
     (package / "new.hip").write_text("")
-    keys.append(chipbook.execution_key(tmp_path, settings))
+    keys.append(execution.execution_key(tmp_path, settings))
     assert len(set(keys)) == len(keys)
 
 
 def test_execution_key_ignores_pages_and_generated_files(tmp_path):
     (tmp_path / "kernels/chipmath").mkdir(parents=True)
-    before = chipbook.execution_key(tmp_path, {})
+    before = execution.execution_key(tmp_path, {})
     (tmp_path / "intro.md").write_text("prose")
     for generated in ("chipmath/__pycache__/a.pyc", "chipmath.egg-info/PKG-INFO"):
         path = tmp_path / "kernels" / generated
         path.parent.mkdir()
         path.write_text("")
-    assert chipbook.execution_key(tmp_path, {}) == before
+    assert execution.execution_key(tmp_path, {}) == before
 
 
 def test_versions_name_what_is_installed():
     import numpy
     import torch
 
-    found = chipbook.versions()
+    found = execution.versions()
     assert found["numpy"] == numpy.__version__
     assert found["torch"] == torch.__version__
 
@@ -95,9 +103,7 @@ def test_a_warning_printed_by_a_cell_is_red(toy_book):
         ("\nA ratio of {evidence}`bare`.\n", "`bare` is not a result of chipmath.evidence"),
         ("\nA ratio of {evidence}`missing`.\n", "No key 'missing'"),
         ("\nA ratio of {evidence}`references::ratio`.\n", "references glues no 'ratio'"),
-        ('\n```{code-cell} ipython3\nCited(2.5, ".1f", source="nobody2020")\n```\n', "cites 'nobody2020'"),
         ("\n```{code-cell} ipython3\nMeasured(1.5, live=True)\n```\n", "Measured('1.5') needs recording="),
-        ('\n<span class="evidence evidence-measured">±</span>\n', "a badge is typed by hand"),
         ("\nReading time {reading-time}`nowhere`.\n", "no page 'nowhere'"),
     ],
 )
@@ -151,21 +157,291 @@ def test_inline_scripts_stand_once_and_none_names_a_server(toy_book):
     assert not [source for source in sources if source and source.startswith(("http", "//"))]
 
 
-TYPED = ["<b class='evidence'>x</b>", '<i class="evidence evidence-cited">']
-TYPED += ["data-cite=x", "data-recording=x", "data-live=x"]
+# Execution, step by step
 
 
-@pytest.mark.parametrize("typed", TYPED)
-def test_typed_badges_are_refused(typed):
-    with pytest.raises(ExtensionError, match="intro:2: a badge is typed by hand"):
-        chipbook.refuse_typed_badges(None, "intro", ["first line\n" + typed])
+@pytest.fixture
+def app(tmp_path, monkeypatch):
+    """What the execution's handlers see of Sphinx: a book of nothing, and the settings of MyST-NB."""
+    monkeypatch.setenv("PYTHONPATH", "")
+    settings = {"nb_execution_mode": "cache", "nb_execution_timeout": 300, "nb_execution_cache_path": ""}
+
+    class Config(dict):
+        __getattr__, __setattr__ = dict.__getitem__, dict.__setitem__
+        values = settings
+
+    return SimpleNamespace(srcdir=tmp_path, outdir=tmp_path / "_build/html", config=Config(settings))
 
 
-@pytest.mark.parametrize("role", ["| {glue}`bare` |", "{glue:text}`bare:.2f`", "```{glue:figure} bare\n```"])
-def test_roles_that_show_a_bare_number_are_refused(role):
-    with pytest.raises(ExtensionError, match=r"intro:2: \{glue.*\} shows a result bare"):
-        chipbook.refuse_typed_badges(None, "intro", ["first line\n" + role])
+def cache_of(app) -> Path:
+    execution.set_execution_cache(app, app.config)
+    return Path(app.config["nb_execution_cache_path"])
 
 
-def test_prose_about_evidence_is_not_a_badge():
-    chipbook.refuse_typed_badges(None, "intro", ["The evidence is computed; a class of evidence."])
+@pytest.mark.parametrize("what", ["versions", "gpus"])
+def test_other_versions_and_other_gpus_have_another_cache(app, monkeypatch, what):
+    before, found = cache_of(app), getattr(execution, what)()
+    assert cache_of(app) == before
+    changed = {**found, "torch": "0.0"} if what == "versions" else [*found, "Model: A Card"]
+    monkeypatch.setattr(execution, what, lambda: changed)
+    assert cache_of(app) != before
+
+
+def test_the_caches_used_last_are_kept(app, monkeypatch):
+    used = []
+    for number in (0, 1, 2, 3, 0, 4):
+        monkeypatch.setattr(execution, "versions", lambda number=number: {"torch": str(number)})
+        cache = cache_of(app)
+        if cache not in used:
+            os.utime(cache, (len(used), len(used)))  # long ago, one after the other; using one again makes it new
+        used.append(cache)
+    kept = {path for path in used if path.exists()}
+    assert kept == {used[0], used[2], used[3], used[5]}, "the second was used longest ago"
+
+
+@pytest.mark.parametrize(("gpus", "at_once"), [([], 2), (["Model: A Card"], 1)])
+def test_pages_run_one_after_the_other_where_a_gpu_is(app, monkeypatch, gpus, at_once):
+    asked = []
+
+    async def note(pages, at_once, timeout):
+        asked.append((len(pages), at_once))
+
+    monkeypatch.setattr(execution, "gpus", lambda: gpus)
+    monkeypatch.setattr(execution.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(execution, "_execute_all", note)
+    monkeypatch.setattr(execution, "get_cache", lambda path: None)
+    page = execution.Execution("page", Path("page.md"), None, error="not executed here")
+    monkeypatch.setattr(execution, "_uncached", lambda env, cache, name: page)
+    with pytest.raises(ExtensionError, match="page failed in code cell 0"):
+        execution.execute_pages(app, None, ["a", "b", "c"])
+    assert asked == [(3, at_once)]
+
+
+def test_a_container_shows_its_gpu_as_a_device_node(tmp_path, monkeypatch):
+    for name in ("nvidia0", "nvidiactl", "null"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(execution, "Path", lambda place: tmp_path if place == "/dev" else tmp_path / "none")
+    assert execution.gpus() == [str(tmp_path / "nvidia0")]
+
+
+# Pages
+
+
+def git(folder, *arguments):
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    done = subprocess.run(["git", *who, "-C", str(folder), *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def dated(folder, page="page"):
+    env, context = SimpleNamespace(doc2path=lambda name: str(folder / f"{name}.md")), {}
+    chipbook.date_page(SimpleNamespace(srcdir=folder, env=env), page, "", context, object())
+    return context["last_updated"]
+
+
+def test_a_page_shows_the_commit_of_its_last_change(tmp_path):
+    book = tmp_path / "book"
+    book.mkdir()
+    git(book, "init", "-q")
+    for page, text in (("page", "1"), ("page", "2"), ("other", "3")):
+        (book / f"{page}.md").write_text(text)
+        git(book, "add", ".")
+        git(book, "commit", "-q", "-m", text)
+    (book / "new.md").write_text("")
+    assert dated(book) == git(book, "log", "-1", "--skip=1", "--format=%cs, commit %h")
+    assert dated(book, "other") == git(book, "log", "-1", "--format=%cs, commit %h")
+    assert dated(book, "new") is None, "not committed"
+    assert dated(tmp_path) is None, "no repository"
+    git(tmp_path, "clone", "-q", "--depth", "1", f"file://{book}", "shallow")
+    assert dated(tmp_path / "shallow") is None, "git would name its oldest commit"
+
+
+def test_a_page_that_quotes_a_changed_one_is_read_again(built_book, put_back):
+    """Not the landing page, which Sphinx writes again with every page that it lists."""
+    toc = built_book.root / "_toc.yml"
+    (built_book.root / "quoting.md").write_text("# Quoting\n\nA block takes {evidence}`page::ratio` bytes.\n")
+    toc.write_text(f"{toc.read_text()}- file: quoting\n")
+    assert built_book.build()[0] == 0
+    assert "1.03125<span" in built_book.html("quoting")
+    built_book.page.write_text(built_book.page.read_text().replace("33 / 32", "33 / 64"))
+    assert built_book.build()[0] == 0
+    assert "0.51562<span" in built_book.html("quoting")
+
+
+CITING = '\n```{code-cell} ipython3\nglue("cited", Cited(2.5, ".1f", source="spec2023"))\n```\n'
+
+
+def test_a_result_is_text_for_link_previews_and_search(built_book):
+    description = BeautifulSoup(built_book.html(), "html.parser").find("meta", property="og:description")["content"]
+    assert "A block takes 1.03125 bytes a value." in description
+    assert "03125" in (built_book.root / "_build/html/searchindex.js").read_text()
+
+
+@pytest.mark.slow
+def test_a_result_is_text_where_there_is_no_html(built_book, put_back):
+    share = '```{code-cell} ipython3\nglue("share", Computed(0.5, ".1%"), display=False)\n```\n'
+    built_book.add(f"{CITING}\n{share}\nHalf is {{evidence}}`share`, or {{evidence}}`cited`.\n")
+    for builder in ("text", "latex", "singlehtml"):
+        status, output = built_book.build("--builder", "custom", "--custom-builder", builder)
+        assert status == 0, output
+    assert "Half is 50.0%, or 2.5." in (built_book.root / "_build/text/page.txt").read_text()
+    tex = "".join(path.read_text() for path in (built_book.root / "_build/latex").glob("*.tex"))
+    assert r"Half is 50.0\%, or 2.5." in tex
+    single = "".join(path.read_text() for path in (built_book.root / "_build/singlehtml").glob("*.html"))
+    assert 'href="#cite-spec2023"' in single
+
+
+def test_a_changed_reference_reaches_the_pages_that_cite_it(built_book, put_back):
+    references = built_book.root / "references.bib"
+    built_book.add(CITING)
+    assert built_book.build()[0] == 0
+    assert 'aria-label="cited: Bee, A Title, 2023"' in built_book.html()
+    references.write_text(references.read_text().replace("A Title", "Another Title"))
+    assert built_book.build()[0] == 0
+    assert 'aria-label="cited: Bee, Another Title, 2023"' in built_book.html()
+    references.write_text(references.read_text().replace("spec2023", "other2023"))
+    status, output = built_book.build()
+    assert status != 0
+    assert "a result cites 'spec2023', which references.bib does not have" in output
+
+
+@pytest.fixture(scope="module")
+def built_book(tmp_path_factory):
+    """A book that was built once; tests put back what they change."""
+    book = ToyBook(tmp_path_factory.mktemp("book"))
+    (book.root / "typed.html").write_text(f"<p>{BADGE}</p>\n")
+    (book.root / "typed.txt").write_text(f"An included 1.5 {BADGE}.\n")
+    status, output = book.build()
+    assert status == 0, output
+    return book
+
+
+@pytest.fixture
+def put_back(built_book):
+    """Put back the built book's sources."""
+    names = ("page.md", "intro.md", "_toc.yml", "references.bib")
+    before = {built_book.root / name: (built_book.root / name).read_text() for name in names}
+    yield
+    for path, text in before.items():
+        path.write_text(text)
+
+
+# Badges
+
+BADGE = '<span class="evidence evidence-measured" data-tip="live: A Card">±</span>'
+SPELLINGS = [
+    BADGE,
+    '<SPAN CLASS="evidence-measured evidence">',
+    "<b class=evidence>",
+    '<b class="&#101;vidence evidence-cited">',
+    '<b class="EVIDENCE-MEASURED">',
+    '<b class="evidence\nevidence-measured">',
+    '<b class="evidence" class="x">',  # a browser takes the first
+    f"<!-->{BADGE}-->",  # a browser ends this comment at its first ">"
+    f"<svg><style>{BADGE}</style></svg>",  # and parses this
+    f"<script>document.write('{BADGE}')</script>",
+]
+
+
+@pytest.mark.parametrize("html", SPELLINGS)
+def test_a_badge_is_found_in_every_spelling_that_a_browser_reads(html):
+    assert badges.badges(f"<p>1.5 {html}</p>")
+
+
+@pytest.mark.parametrize(
+    "html", ["<p>The evidence is computed.</p>", '<a class="evident" title="evidence">evidence</a>']
+)
+def test_prose_about_evidence_is_not_a_badge(html):
+    assert not badges.badges(html)
+
+
+TYPED = [
+    '1.5 <SPAN CLASS="evidence-measured evidence">±</SPAN>',
+    '1.5 <span class="&#101;vidence evidence-measured">±</span>',
+    "1.5 [±]{.evidence .evidence-measured}",
+    ":::{container} evidence-measured evidence\n1.5\n:::",
+    ":::{note}\n:class: evidence evidence-measured\n1.5\n:::",
+    f"```{{raw}} html\n{BADGE}\n```",
+    "```{raw} html\n:file: typed.html\n```",
+]
+
+
+def built_with(book, page, added):
+    """Build the book with a text at the end of a page, and put the page back."""
+    before = page.read_text()
+    page.write_text(f"{before}\n{added}\n")
+    status, output = book.build()
+    page.write_text(before)
+    assert status != 0
+    return output
+
+
+def test_every_typed_badge_fails_the_build_with_its_line(built_book):
+    intro, lines = built_book.root / "intro.md", []
+    text = intro.read_text()
+    for typed in [*TYPED, "```{include} typed.txt\n```"]:
+        lines.append(text.count("\n") + 3)
+        text += f"\n{typed}\n"
+    output = built_with(built_book, intro, text.removeprefix(intro.read_text()))
+    assert [int(line) for line in re.findall(r"intro\.md:(\d+): a badge is typed", output)][: len(TYPED)] == lines[:-1]
+    assert re.search(r"typed\.txt:\d+: a badge is typed by hand", output)  # MyST counts an included file from 2
+
+
+def test_a_badge_typed_in_two_halves_fails_the_build(built_book):
+    """Neither half has a class: only the finished page shows the badge."""
+    halves = '```{raw} html\n<span cla\n```\n\n```{raw} html\nss="evidence evidence-measured">±</span>\n```'
+    assert "intro: a badge is typed by hand" in built_with(built_book, built_book.root / "intro.md", halves)
+
+
+CARD = "{'name': 'A Card', 'arch': 'sm_90', 'clock_hz_before': None, 'clock_hz_after': None}"
+SETUP = f"""
+import dataclasses
+from IPython.display import HTML, Markdown, display
+from chipmath import evidence, recordings
+data, metadata = Computed(1.5)._repr_mimebundle_()
+kept = recordings.newest("mx_tiles")
+timed = dataclasses.replace(kept, kind="measured", device={CARD})
+"""
+# code of a cell, and what the build says of it
+MADE = [
+    ("HTML('<b class=\"evi' + 'dence evidence-measured\">±</b>')", "a badge is typed by hand"),
+    ("Markdown('1.5 <b class=\"evidence evidence-measured\">±</b>')", "a badge is typed by hand"),
+    ("display(data, metadata={'chipmath-evidence': {'kind': 'computed'}}, raw=True)", "not as a result"),
+    (
+        "data['text/html'] += '<b>2.5</b>'\ndisplay(data, metadata=metadata, raw=True)",
+        "not as a result",
+    ),
+    (
+        "evidence.is_recorded = lambda recording: True\n"
+        "Compiled(1, recording=dataclasses.replace(kept, experiment='my_own'))",
+        "no compiled recording 'compiled-my_own.json'",
+    ),
+    (
+        "recordings.note_taken(timed)\nMeasured(1.5, recording=timed, live=True)",
+        "a live result of 'mx_tiles', and this machine has no GPU",
+    ),
+    ('Cited(2.5, ".1f", source="nobody2020")', "a result cites 'nobody2020', which references.bib does not have"),
+]
+
+
+def test_every_badge_made_in_a_cell_fails_the_build_with_its_cell(built_book):
+    if execution.gpus():
+        pytest.skip("this machine has a GPU, where a result may be live")
+    cells = [SETUP, *(code for code, _ in MADE)]
+    text = "\n".join(f"```{{code-cell}} ipython3\n{code.strip()}\n```\n" for code in cells)
+    output = built_with(built_book, built_book.page, text)
+    for number, (code, message) in enumerate(MADE, 3):
+        where = r"page\.md:\d+" if code.startswith("Markdown") else f"page, code cell {number}"
+        assert re.search(f"{where}: {message}", output), (code, message)
+
+
+def test_a_made_up_live_recording_is_refused_where_it_is_made(built_book):
+    code = f"{SETUP.strip()}\nMeasured(1.5, recording=timed, live=True)"
+    output = built_with(built_book, built_book.page, f"```{{code-cell}} ipython3\n{code}\n```")
+    assert "not live: chipmath.bench has not taken this mx_tiles in this process" in output
+
+
+@pytest.mark.parametrize("role", ["{Glue}`bare`", "{glue:text}`bare:.2f`", "```{glue:figure} bare\n```"])
+def test_roles_that_show_a_bare_number_fail_the_build(built_book, role):
+    output = built_with(built_book, built_book.page, role)
+    assert re.search(r"page:1\d: \{glue.*\} shows a result bare; use \{evidence\}", output)

@@ -1,8 +1,9 @@
 """What the article on occupancy shows as compiled, against the model and against answers worked by hand."""
 
 import pytest
+from chipmath.crosscompile import CompilerMissing
 from chipmath.devices import device
-from chipmath.experiments import ExperimentError, llvm_versions, one_equation
+from chipmath.experiments import ExperimentError, llvm_23, llvm_versions, named_barriers, one_equation
 from chipmath.occupancy import occupancy
 from chipmath.recordings import newest
 
@@ -50,6 +51,62 @@ def test_llvm_24_is_the_model_where_a_group_is_a_wave_on_every_simd():
     for row in newest("llvm_versions").select(llvm="24", threads=256):
         launch = {name: row[name] for name in llvm_versions.LAUNCH}
         assert row["waves_per_simd"] == occupancy("gfx950", **launch).groups_per_unit
+
+
+# resource, amount -> waves per SIMD without and with blocks of 1280 bytes and the trap handler's 16 SGPRs, by hand
+LEARNT = {
+    ("LDS", 32_000): (5, 5),  # 25 blocks of 128
+    ("LDS", 32_001): (5, 4),
+    ("LDS", 32_768): (5, 4),  # 26 blocks
+    ("LDS", 54_272): (3, 2),  # 43 blocks
+    ("SGPRs", 64): (8, 8),
+    ("SGPRs", 84): (8, 7),  # 800 / (96 + 16)
+}
+
+
+@pytest.mark.parametrize("release", llvm_23.RELEASES, ids=" ".join)
+def test_release_23_has_the_rules_of_24_and_its_snapshot_those_of_22(release):
+    llvm, read = release
+    rows = newest("llvm_23").select(llvm=llvm, read=read)
+    answers = {(row["resource"], row["amount"]): row["waves_per_simd"] for row in rows}
+    assert answers == {ask: both[llvm in ("23.1", "24")] for ask, both in LEARNT.items()}
+    wanted = {"22": " 22.", "23 snapshot": "LLVM 23.0.0git", "23.1": "LLVM 23.1.", "24": "LLVM 24."}[llvm]
+    assert all(wanted in row["compiler"] for row in rows)
+
+
+def test_another_llvm_does_not_pass_for_23(monkeypatch, tmp_path):
+    monkeypatch.setenv("LLVM_23", str(tmp_path))  # nothing there: Python finds its own Triton, if it has one
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton/__init__.py").write_text("")
+    (tmp_path / "triton/_C.py").write_text(
+        "class libtriton:\n    __file__ = __file__\n    class llvm:\n"
+        "        init_targets = staticmethod(lambda: None)\n        translate_to_asm = staticmethod(lambda *_: '')\n"
+        "VERSION = 'LLVM version 24.0.0git'\n"
+    )
+    (tmp_path / "triton-3.9.0.dist-info").mkdir()
+    (tmp_path / "triton-3.9.0.dist-info/METADATA").write_text("Name: triton\nVersion: 3.9.0\n")
+    with pytest.raises(CompilerMissing, match=r"triton there is LLVM 24.0.0git, in Triton 3.9.0"):
+        llvm_23._elsewhere("", "triton", "gfx950")
+
+
+def test_without_a_folder_llvm_23_is_missing(monkeypatch):
+    monkeypatch.delenv("LLVM_23", raising=False)
+    with pytest.raises(CompilerMissing, match="LLVM_23 names no folder"):
+        llvm_23.compile_case("gfx950", "23.1", "noted", "LDS", 32_768)
+
+
+@pytest.mark.parametrize("arch", named_barriers.ARCHS)
+def test_one_named_barrier_books_all_below_it(arch):
+    booked = {row["number"]: row["barriers"] for row in newest("named_barriers").select(arch=arch)}
+    assert booked == {"0": 1, "1": 2, "3": 4, "7": 8, "15": 16, named_barriers.RUN_TIME: 16}
+
+
+# Blocks of 64 threads per SM: by blocks (or, on sm_120, warps) and then by barriers, by hand
+@pytest.mark.parametrize(("arch", "blocks"), [("sm_90", (32, 8, 4)), ("sm_120", (24, 3, 1))])
+def test_a_block_that_books_barriers_leaves_fewer(arch, blocks):
+    rows = newest("named_barriers")
+    got = tuple(rows.cell("groups_per_unit", arch=arch, number=n) for n in ("0", "7", named_barriers.RUN_TIME))
+    assert got == blocks
 
 
 def test_fp8_mma_is_fp16_where_the_chip_lacks_it():

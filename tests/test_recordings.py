@@ -1,10 +1,12 @@
 """Recordings: what a committed one must be, what is refused, and that compilers still say what was recorded."""
 
+import copy
 import dataclasses
 import json
 import re
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from chipmath import recordings
 from chipmath.crosscompile import CompilerMissing
 from chipmath.devices import DEVICES, PRODUCTS
 from chipmath.experiments import EXPERIMENTS
-from chipmath.recordings import RECORDED, Recording, code_digest, is_recorded, load, newest, recorded
+from chipmath.recordings import RECORDED, Recording, code_digest, is_recorded, load, moment, newest, recorded
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(RECORDED.glob("*.json"))
@@ -35,7 +37,7 @@ VALID = {
 
 
 def recording(**changes) -> Recording:
-    return Recording(**(VALID | changes))
+    return Recording(**copy.deepcopy(VALID | changes))
 
 
 # The committed ones
@@ -56,7 +58,7 @@ def test_schema(path):
     experiment = EXPERIMENTS[taken.experiment]
     assert taken.kind == experiment.kind
     if "wrong_bytes" in taken.columns:
-        assert set(taken.column("wrong_bytes")) == {0}, "a wrong kernel has no time"
+        assert {row["wrong_bytes"] for row in taken.select()} == {0}, "a wrong kernel has no time"
     if taken.kind == "measured":
         assert taken.device["arch"] in DEVICES
     if not taken.older_code:
@@ -69,7 +71,7 @@ def test_schema(path):
 def test_cells_of_a_column_are_of_one_type(path):
     taken = load(path)
     for name in taken.columns:
-        types = {type(cell) for cell in taken.column(name) if cell is not None}
+        types = {type(row[name]) for row in taken.select() if row[name] is not None}
         assert len(types) <= 1, (name, types)
 
 
@@ -87,21 +89,67 @@ def test_compiled_recordings_have_every_case(experiment):
     assert taken.device["targets"] == sorted({case["arch"] for case in experiment.cases})
 
 
+# History: what a hand that edits a number would leave. It is a guard against accidents and shortcuts: whoever invents a
+# run with a commit, a date and a device of its own, and commits it, is only found by running the experiment again.
+
+
+def git(*arguments: str, check: bool = True) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=check)
+    return done.stdout.strip()
+
+
+def needs_history() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("RECORDINGS NOT HELD AGAINST THEIR HISTORY: no .git here")
+    if git("rev-parse", "--is-shallow-repository") == "true":
+        pytest.skip("RECORDINGS NOT HELD AGAINST THEIR HISTORY: a shallow clone (git fetch --unshallow)")
+
+
+def changed_without_a_run(versions: list[str]) -> bool:
+    """Whether two different versions of a recording, as JSON, claim to be of the same run."""
+    runs = {text: json.loads(text) for text in versions}
+    moments = [(run["schema"], run["taken"]) for run in runs.values()]
+    return len(moments) != len(set(moments))
+
+
+def versions_of(path: Path) -> list[str]:
+    """A recording as it is now and at every commit that touched it."""
+    name = path.relative_to(ROOT).as_posix()
+    commits = git("log", "--format=%H", "--diff-filter=AM", "--", name).split()
+    return [path.read_text().strip(), *(git("show", f"{commit}:{name}") for commit in commits)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_recording_changes_only_by_another_run(path):
+    needs_history()
+    assert not changed_without_a_run(versions_of(path)), f"{path.name} was edited: same moment, other content"
+
+
+def test_an_edited_number_is_noticed():
+    """The test above can fail, for every number of a recording, and lets another run pass."""
+    taken = recording()
+    edited = dataclasses.replace(taken, rows=[["copy", 3.1e12], ["read", None]])
+    again = dataclasses.replace(edited, taken="2026-11-20T15:00:00Z")
+    assert changed_without_a_run([edited.to_json(), taken.to_json()])
+    assert not changed_without_a_run([again.to_json(), taken.to_json(), taken.to_json()])
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_clean_recordings_are_of_the_code_of_their_commit(path, tmp_path, monkeypatch):
-    """What --commit claimed is checked where the history is at hand."""
+    """The claimed commit exists, is older than the run, and has the code that ran."""
+    needs_history()
     taken = load(path)
+    date = git("show", "-s", "--format=%aI", f"{taken.commit}^{{commit}}", check=False)
+    assert date, f"{path.name} names the commit {taken.commit}, which this history does not have"
+    assert moment(taken.taken) >= datetime.fromisoformat(date), "taken before its commit was made"
     if taken.dirty:
         pytest.skip(f"{path.name} was made with uncommitted changes: nothing to compare")
     if taken.older_code:
         pytest.skip(f"{path.name} is of older code: which sources that had is not known here")
     for name in EXPERIMENTS[taken.experiment].sources:
         show = ["git", "show", f"{taken.commit}:kernels/chipmath/{name}"]
-        done = subprocess.run(show, cwd=ROOT, capture_output=True, check=False)
-        if done.returncode:
-            pytest.skip(f"{path.name}: no {name} at {taken.commit[:7]} here (another history, or sources that moved)")
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(done.stdout)
+        (tmp_path / name).write_bytes(subprocess.run(show, cwd=ROOT, capture_output=True, check=True).stdout)
     monkeypatch.setattr(recordings, "PACKAGE", tmp_path)
     assert EXPERIMENTS[taken.experiment].code() == taken.code
 
@@ -193,14 +241,13 @@ def test_a_chain_costs_its_operands():
 def test_find_wants_exactly_one_row():
     taken = recording()
     assert taken.find(kernel="copy") == {"kernel": "copy", "bytes_per_s": 3.0e12}
-    assert taken.column("bytes_per_s") == [3.0e12, None]
     assert taken.select(kernel="none") == []
     with pytest.raises(LookupError, match=r"copy_bandwidth: 0 of 2 rows have kernel='write'; wanted one"):
         taken.find(kernel="write")
     with pytest.raises(LookupError, match="2 of 2 rows have ; wanted one"):
         taken.find()
     with pytest.raises(LookupError, match="has no column 'colour', only kernel, bytes_per_s"):
-        taken.column("colour")
+        taken.cell("colour", kernel="copy")
 
 
 def test_provenance_is_one_line():
@@ -227,6 +274,8 @@ FORGED = [
     ("commit", "B" * 40, "40 hexadecimal digits"),
     ("dirty", "no", "true or false"),
     ("taken", "yesterday", "a UTC time"),
+    ("taken", "2026-02-30T14:02:11Z", "a UTC time"),
+    ("taken", "2099-01-01T00:00:00Z", "a UTC time .* not in the future"),
     ("device", "H100", "an object"),
     ("device", {"name": "x"}, "lacks 'arch'"),
     ("software", {}, "an object of versions"),
@@ -282,14 +331,14 @@ def test_newest_and_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(recordings, "RECORDED", tmp_path)
     with pytest.raises(LookupError, match="no recording of 'copy_bandwidth'; there are some of nothing"):
         newest("copy_bandwidth")
-    old, new = recording(), recording(taken="2026-12-01T00:00:00Z", rows=[["copy", 2.0e12]])
+    old, new = recording(), recording(taken="2026-11-21T00:00:00Z", rows=[["copy", 2.0e12]])
     for one in (new, old):
         (tmp_path / one.file_name).write_text(one.to_json())
     assert recorded("copy_bandwidth") == [old, new]
     assert newest("copy_bandwidth") == new
     assert is_recorded(old)
     assert not is_recorded(recording(rows=[["copy", 9.9e12]])), "the same name, other numbers"
-    assert not is_recorded(recording(taken="2027-01-01T00:00:00Z"))
+    assert not is_recorded(recording(taken="2026-11-22T00:00:00Z"))
 
 
 # Older code

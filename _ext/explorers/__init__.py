@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
-from docutils import nodes
+from chipbook.badges import ResultHTML
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
@@ -52,7 +52,7 @@ class Explorer(SphinxDirective):
         parts = _module(name).first()
         shown, _ = parts.pop("first")._repr_mimebundle_()
         html = form.substitute(parts, first=shown["text/html"], id=f"{page}-{name}")
-        return [nodes.raw("", html, format="html")]
+        return [ResultHTML("", html, format="html")]
 
 
 def write_scripts(app, env) -> None:

@@ -19,6 +19,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -27,9 +28,10 @@ from pathlib import Path
 from chipmath.crosscompile import CompileError, CompilerMissing
 from chipmath.experiments import EXPERIMENTS, Experiment, ExperimentError, Run
 from chipmath.gpu import DriverError, gpu
-from chipmath.recordings import PACKAGE, RECORDED, SCHEMA, UNKNOWN_COMMIT, Recording, recorded
+from chipmath.recordings import PACKAGE, RECORDED, SCHEMA, UNKNOWN_COMMIT, Recording, note_taken, recorded
 
-PINNED = {"Triton": "3.9.0", "clang": "22", "nvcc": "13"}  # version or its beginning; tools/environment.py pins Triton
+# Version or its beginning; tools/environment.py pins Triton. LLVM and TVM: of the experiment llvm_23 alone.
+PINNED = {"Triton": "3.9.0", "clang": "22", "nvcc": "13", "LLVM": "23.0.0git", "TVM": "0.1.0a4"}
 EXPECTED_ERRORS = (ExperimentError, CompilerMissing, CompileError, DriverError)
 
 
@@ -59,7 +61,15 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    source = find_source(options.commit)  # before the first recording is written
+    try:
+        source = find_source(options.commit)  # before the first recording is written
+    except ValueError as error:
+        parser.error(str(error))
+    if not options.dry_run:
+        try:
+            _make_writable(_folder(options, source))  # before minutes of work
+        except OSError as error:
+            parser.error(f"cannot write to {_folder(options, source)}: {error.strerror}")
     do = _rehearse if options.dry_run else _record
     try:
         failed = [experiment.name for experiment in experiments if not do(experiment, options, source)]
@@ -72,8 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def take(experiment: Experiment, run: Run, source: Source, *, quick: bool) -> Recording:
-    """A run as a recording, in memory."""
-    return Recording(
+    """A run as a recording, in memory; a page may call one that was measured on a GPU live."""
+    recording = Recording(
         schema=SCHEMA,
         experiment=experiment.name,
         kind=experiment.kind,
@@ -87,23 +97,30 @@ def take(experiment: Experiment, run: Run, source: Source, *, quick: bool) -> Re
         columns=experiment.columns,
         rows=experiment.table(run.rows),
     )
+    if recording.kind == "measured" and not _is_rehearsal(recording):
+        note_taken(recording)
+    return recording
 
 
 def find_source(commit: str | None = None) -> Source:
-    """What git says of this package; ``commit`` speaks for it where git cannot, and is checked where it can."""
+    """What git says of this package; ``commit`` speaks for it where git cannot.
+
+    Raises ValueError where git can, and says otherwise.
+    """
     head = _git("rev-parse", "HEAD")
     # A package inside somebody else's repository (a virtual environment, say) is not a checkout of the book.
     if head is None or not (PACKAGE.parent.parent / ".git").exists():
         return Source(commit or UNKNOWN_COMMIT, False, False)
+    if commit not in (None, head):
+        raise ValueError(f"--commit {commit}: this checkout is at {head}, and --commit is for copies without .git")
     changes = _git("status", "--porcelain", "--", ":/", f":(exclude){RECORDED}")
-    return Source(commit or head, bool(changes) or commit not in (None, head), True)
+    return Source(head, bool(changes), True)
 
 
 def write(recording: Recording, folder: Path) -> Path:
     """Write one file in one step: what is seen under its name is always whole."""
-    if recording.kind == "measured" and recording.device["arch"] == "cpu":
+    if _is_rehearsal(recording):
         raise ValueError("a rehearsal on a CPU is no measurement: not written")
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / recording.file_name
     partial = target.with_name(f".{target.name}.partial")
     try:
@@ -115,6 +132,10 @@ def write(recording: Recording, folder: Path) -> Path:
     finally:
         partial.unlink(missing_ok=True)
     return target
+
+
+def _is_rehearsal(recording: Recording) -> bool:
+    return recording.device.get("arch") == "cpu"
 
 
 def command(experiment: str) -> str:
@@ -178,6 +199,13 @@ def _folder(options: argparse.Namespace, source: Source) -> Path:
     if options.out:
         return options.out
     return RECORDED if source.in_checkout and not options.quick else Path(f"recorded-{time.strftime('%Y-%m-%d')}")
+
+
+def _make_writable(folder: Path) -> None:
+    """Make the folder, and fail with OSError where no file can be made in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def _require_pinned(experiment: Experiment, run: Run, out: Path | None) -> None:

@@ -14,18 +14,19 @@ In prose the wrapper is glued and quoted with the role ``{evidence}`key```, whic
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from html import escape
 from typing import Any, ClassVar
 
-from chipmath.recordings import Recording, is_recorded
+from chipmath.recordings import Recording, is_recorded, is_taken_here
 
 # Symbol shown in running text, where a whole word after every number would drown the sentence.
 SYMBOLS = {"computed": "=", "compiled": "‹›", "measured": "±", "cited": "”"}
 NO_BREAK_SPACE = "\u00a0"
 MINUS = "\u2212"  # a hyphen is too short beside digits, and a line may break after it
-METADATA_KEY = "chipmath-evidence"  # marks a glued result for the {evidence} role
+METADATA_KEY = "chipmath-evidence"  # marks a display as a result's; the book's build refuses a badge without it
 OLDER_CODE = "recorded, older code"  # the experiment's source files have changed since
 
 
@@ -157,7 +158,8 @@ class Evidence:
             data["text/html"] += f'<div class="evidence-line">{self.badges(word=True)}</div>'
         else:
             data["text/html"] = self.inline_html()
-        return data, {METADATA_KEY: {"kind": self.kind}}
+        written = "\0".join((METADATA_KEY, data["text/html"], data["text/plain"]))
+        return data, {METADATA_KEY: {"kind": self.kind, "sha256": hashlib.sha256(written.encode()).hexdigest()}}
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ class Computed(Evidence):
         """Refuse a recording of another kind, or one that is not committed."""
         super().__post_init__()
         if self.recording is not None:
-            _check_recording(self, committed=True)
+            _check_recording(self, live=False)
 
     def detail(self) -> str:
         """Say that the page's own code produced it, or name CPU, software, commit and date of the recording."""
@@ -196,7 +198,7 @@ class Compiled(Evidence):
     def __post_init__(self):
         """Refuse a result whose recording is missing, of another kind, or not a committed one."""
         super().__post_init__()
-        _check_recording(self, committed=True)
+        _check_recording(self, live=False)
 
     def detail(self) -> str:
         """Name compilers, chips, commit and date."""
@@ -211,16 +213,16 @@ class Compiled(Evidence):
 
 @dataclass(frozen=True)
 class Measured(Evidence):
-    """Timed or counted on hardware: as a committed ``recording`` has it, or ``live``, in this very session."""
+    """Timed or counted on hardware: as a committed ``recording`` has it, or ``live``, by this very process."""
 
     recording: Recording | None = None
     live: bool = False
     kind: ClassVar[str] = "measured"
 
     def __post_init__(self):
-        """Refuse a result whose recording is missing, of another kind, or, unless live, not a committed one."""
+        """Refuse a result whose recording is missing, of another kind, or neither committed nor taken here."""
         super().__post_init__()
-        _check_recording(self, committed=not self.live)
+        _check_recording(self, live=self.live)
 
     def detail(self) -> str:
         """Name device, driver, software, commit and date."""
@@ -258,13 +260,17 @@ class Cited(Evidence):
         return f' data-cite="{escape(self.source)}"'
 
 
-def _check_recording(result: Computed | Compiled | Measured, *, committed: bool) -> None:
+def _check_recording(result: Computed | Compiled | Measured, *, live: bool) -> None:
     recording, made_by = result.recording, f"{type(result).__name__}({_text(result.content, result.spec)!r})"
     if not isinstance(recording, Recording):
         raise TypeError(f"{made_by} needs recording=, as chipmath.recordings.newest returns it, not {recording!r}")
     if recording.kind != result.kind:
         raise ValueError(f"{made_by}: {recording.file_name} is a {recording.kind} recording")
-    if committed and not is_recorded(recording):
+    if live and not is_taken_here(recording):
+        raise ValueError(
+            f"{made_by}: not live: chipmath.bench has not taken this {recording.experiment} in this process"
+        )
+    if not live and not is_recorded(recording):
         raise ValueError(f"{made_by}: kernels/chipmath/recorded/ has no {recording.file_name} with this content")
 
 

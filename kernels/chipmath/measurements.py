@@ -88,17 +88,6 @@ class MeasuredResult:
     recorded: list[Recording] = field(default_factory=list)
     why: str = ""
 
-    def value(self, column: str, spec: str = "", unit: str = "", *, device: str | None = None, **keys) -> Measured:
-        """One number for prose, of the newest recording, or the newest on one ``device``.
-
-        Raises LookupError, with the command that measures it, where there is none.
-        """
-        recordings = [recording for recording in self.recorded if device in (None, recording.device["name"])]
-        if not recordings:
-            where = f" on {device}" if device else ""
-            raise LookupError(f"{self.experiment.name} has not been measured yet{where}; on a GPU: {self._command}")
-        return Measured(recordings[-1].cell(column, **keys), spec, unit, recording=recordings[-1])
-
     def display(self) -> Evidence:
         """The table that the page shows."""
         return self._runs() if self.live or self.recorded else self._prediction()

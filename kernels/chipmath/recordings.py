@@ -9,6 +9,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, fields
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Recording:
     rows: list[list[Any]]
 
     def __post_init__(self):
-        """Check every field, so that a recording typed or edited by hand fails where it is read."""
+        """Check the form of every field; tests hold its numbers against git's history and, compiled, the compiler."""
         for name, (is_right, expected) in _FIELDS.items():
             value = getattr(self, name)
             if not is_right(value):
@@ -85,10 +86,6 @@ class Recording:
 
         experiment = EXPERIMENTS.get(self.experiment)
         return experiment is None or experiment.code() != self.code
-
-    def column(self, name: str) -> list[Any]:
-        """Every row's cell in one column."""
-        return [row[self._index(name)] for row in self.rows]
 
     def select(self, **column_values) -> list[dict[str, Any]]:
         """The rows with these cells, as dictionaries; none is an empty list."""
@@ -167,6 +164,19 @@ def newest(experiment: str) -> Recording:
     return found[-1]
 
 
+_taken_here: set[str] = set()  # as JSON: a recording whose rows were changed since is another one
+
+
+def note_taken(recording: Recording) -> None:
+    """Remember a measurement of this process; `chipmath.bench` calls it and nothing else does."""
+    _taken_here.add(recording.to_json())
+
+
+def is_taken_here(recording: Recording) -> bool:
+    """Whether `chipmath.bench` took exactly this measurement in this process: only then is it live."""
+    return recording.to_json() in _taken_here
+
+
 def is_recorded(recording: Recording) -> bool:
     """Whether ``recorded/`` holds exactly this recording: one made up in a page is not there."""
     path = RECORDED / recording.file_name
@@ -179,6 +189,20 @@ def code_digest(sources: tuple[str, ...]) -> str:
     for name in sorted(sources):
         digest.update(name.encode() + b"\0" + (PACKAGE / name).read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def moment(taken: str) -> datetime:
+    """The field ``taken`` as a time; ValueError where it is none."""
+    return datetime.strptime(taken, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+
+
+def _is_taken(value: Any) -> bool:
+    if not _matches(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")(value):
+        return False
+    try:
+        return moment(value) < datetime.now(timezone.utc) + timedelta(days=1)  # a clock may be wrong, not by a day
+    except ValueError:  # the 30th of February
+        return False
 
 
 def _matches(pattern: str):
@@ -208,7 +232,7 @@ _FIELDS = {
     "code": (_matches(r"[0-9a-f]{64}"), "a SHA-256 of 64 hexadecimal digits"),
     "commit": (_matches(rf"[0-9a-f]{{40}}|{UNKNOWN_COMMIT}"), f"40 hexadecimal digits or {UNKNOWN_COMMIT!r}"),
     "dirty": (lambda value: isinstance(value, bool), "true or false"),
-    "taken": (_matches(r"20\d\d-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-5]\dZ"), "a UTC time like 2026-11-20T14:02:11Z"),
+    "taken": (_is_taken, "a UTC time like 2026-11-20T14:02:11Z, and not in the future"),
     "device": (lambda value: isinstance(value, dict), "an object"),
     "software": (_is_versions, "an object of versions"),
     "method": (_is_method, "an object whose form is quick or full"),

@@ -173,8 +173,14 @@ class MeasuredExperiment(Experiment):
             raise ExperimentError(
                 f"{self.name} is measured on a GPU, and torch sees none here (--dry-run rehearses it)"
             )
+        import torch
+
         before = clock_hz(here)
-        method, rows = self.measure(here, quick, progress)
+        try:
+            method, rows = self.measure(here, quick, progress)
+        except torch.OutOfMemoryError as error:
+            first_line = str(error).partition("\n")[0]
+            raise ExperimentError(f"{self.name} needs more memory than this GPU has free: {first_line}") from error
         return Run(device_record(here, before, clock_hz(here)), software_record(here), method, rows)
 
     def rehearsal(self, progress: Progress) -> Run:
@@ -196,6 +202,6 @@ def compilers(texts) -> dict[str, str]:
     found = {}
     for text in sorted(set(texts)):
         words = text.split(",")[0].split()
-        name = next(known for known in ("Triton", "clang", "nvcc", "NVRTC") if known in words)
+        name = next(known for known in ("TVM", "LLVM", "Triton", "clang", "nvcc", "NVRTC") if known in words)
         found[name] = next(word for word in words[words.index(name) + 1 :] if word[0].isdigit())
     return found

@@ -1,0 +1,45 @@
+"""The search index gets the words that a reader sees in results: table cells apart, badges and descriptions included.
+
+Sphinx strips tags from raw HTML without a space in their place, so that a table's cells become one long word.
+"""
+
+from __future__ import annotations
+
+from bs4 import BeautifulSoup
+from docutils import nodes
+
+
+def index_results(app) -> None:
+    """Have the builder index a copy of each page in which every HTML result is its readable text."""
+    if app.builder.format != "html":
+        return
+    index_page = app.builder.index_page
+
+    def index_readable(pagename, doctree, title):
+        index_page(pagename, readable(doctree), title)
+
+    app.builder.index_page = index_readable
+
+
+def readable(doctree: nodes.document) -> nodes.document:
+    """Return a copy of a page in which text stands for raw HTML."""
+    copy = doctree.deepcopy()
+    for node in list(copy.findall(nodes.raw)):
+        if "html" in node.get("format", "").split():
+            node.replace_self(nodes.inline("", words(node.astext())))
+    return copy
+
+
+def words(html: str) -> str:
+    """Return the text of some HTML with a space at every tag, and what badges and figures say of themselves."""
+    soup = BeautifulSoup(html, "html.parser")
+    for hidden in soup(["style", "script", "template"]):
+        hidden.extract()
+    said = [tag["aria-label"] for tag in soup(attrs={"aria-label": True})]
+    return " ".join([soup.get_text(" "), *said])
+
+
+def setup(app):
+    """Register the above with Sphinx."""
+    app.connect("builder-inited", index_results)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,135 @@
+"""The book's own Sphinx extension: what no healthy extension does.
+
+execution.py  a cache that notices every change that can change a result; pages executed side by side, with progress
+badges.py     the role ``{evidence}`key```; badges of cited results linked to the bibliography; typed badges refused
+here          the table of corrections; reading time; duplicate inline scripts removed; date and commit of each page
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import yaml
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.errors import ExtensionError
+from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+from chipbook import badges
+from chipbook.badges import quote_page
+from chipbook.execution import execute_pages, set_execution_cache
+
+
+class PendingReadingTime(nodes.Element):
+    """The reading time of a page, filled in when all pages are read."""
+
+
+class ReadingTimeRole(SphinxRole):
+    """``{reading-time}`page```: minutes to read a page's prose, from MyST's own word count."""
+
+    def run(self):
+        """Leave a placeholder: the other page may not have been read yet."""
+        return [PendingReadingTime("", docname=quote_page(self.env, self.text), line=self.lineno)], []
+
+
+class FillReadingTimes(SphinxPostTransform):
+    """Replace placeholders by reading times."""
+
+    default_priority = 5
+
+    def run(self, **kwargs):
+        """Fill in every placeholder of this page."""
+        for node in list(self.document.findall(PendingReadingTime)):
+            if node["docname"] not in self.env.all_docs:
+                raise ExtensionError(f"{self.env.docname}:{node['line']}: no page {node['docname']!r} to read")
+            minutes = self.env.metadata[node["docname"]]["wordcount"]["minutes"]
+            node.replace_self(nodes.Text(f"{max(1, minutes)} min read"))
+
+
+class Corrections(SphinxDirective):
+    """``{corrections} article``: the entries of corrections.yml for one article, as a table.
+
+    Each text is MyST, so that a right value is a glued result: ``right: "{evidence}`bytes_per_value`"``.
+    """
+
+    required_arguments = 1
+
+    def run(self):
+        """Write the table as Markdown and let MyST parse it, roles and links included."""
+        path = Path(self.env.srcdir) / "corrections.yml"
+        self.env.note_dependency(str(path))
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        article = self.arguments[0]
+        if article not in entries:
+            raise ExtensionError(f"{self.env.docname}: corrections.yml has no {article!r}, only {', '.join(entries)}")
+        if not entries[article]:
+            return [nodes.paragraph("", "Nothing so far.")]
+        lines = [
+            ":::{list-table} What the first edition said, and what holds",
+            ":header-rows: 1",
+            "",
+            "* - The first edition",
+            "  - What holds",
+            "  - Shown in",
+        ]
+        for entry in entries[article]:
+            lines += [f"* - {entry['claim']}", f"  - {entry['right']}", f"  - {entry['shown']}"]
+        table = nodes.container(classes=["corrections"])
+        self.state.nested_parse(StringList([*lines, ":::"], source=str(path)), self.content_offset, table)
+        return [table]
+
+
+def drop_duplicate_scripts(app, pagename, templatename, context, doctree) -> None:
+    """Drop repeated inline scripts, which a browser refuses with an error (fixed in Sphinx 8: sphinx issue 13402).
+
+    Thebe's scripts go altogether: it is switched off, and they name a server that no page of this book needs.
+    """
+    seen, kept = set(), []
+    for script in context.get("script_files", []):
+        body = getattr(script, "attributes", {}).get("body")
+        thebe = "thebe" in str(getattr(script, "filename", "")) or "THEBE_JS_URL" in (body or "")
+        if not thebe and (body is None or body not in seen):
+            kept.append(script)
+        seen.add(body)
+    context["script_files"] = kept
+    context["css_files"] = [style for style in context.get("css_files", []) if "thebe" not in str(style.filename)]
+
+
+def date_page(app, pagename, templatename, context, doctree) -> None:
+    """Show the date and commit of the page's last change; show nothing where git does not know it.
+
+    Without git, for an uncommitted page, and in a shallow clone, where git takes its oldest commit for every change.
+    """
+    context["last_updated"] = None
+    if doctree is None or not shutil.which("git") or _git(app, "rev-parse", "--is-shallow-repository") != "false":
+        return
+    context["last_updated"] = (
+        _git(app, "log", "-1", "--format=%cs, commit %h", "--", app.env.doc2path(pagename)) or None
+    )
+
+
+def _git(app, *arguments: str) -> str:
+    """Return what git prints about the book; nothing outside a repository."""
+    found = subprocess.run(["git", *arguments], cwd=app.srcdir, capture_output=True, text=True, check=False)
+    return found.stdout.strip() if found.returncode == 0 else ""
+
+
+def setup(app):
+    """Register everything with Sphinx."""
+    # Priorities: the cache path must stand before MyST-NB reads its configuration at builder-inited.
+    app.connect("config-inited", set_execution_cache)
+    app.connect("env-before-read-docs", execute_pages)
+    badges.setup(app)
+    app.connect("html-page-context", date_page)
+    # after the theme and the launch buttons have added theirs
+    app.connect("html-page-context", drop_duplicate_scripts, priority=900)
+    app.add_role("reading-time", ReadingTimeRole())
+    app.add_directive("corrections", Corrections)
+    app.add_node(PendingReadingTime)
+    app.add_post_transform(FillReadingTimes)
+    # MathJax comes from here, not from _static/, whose scripts Jupyter Book loads on every page.
+    app.config.html_static_path.append(str(Path(app.srcdir) / "_vendor"))
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
