@@ -1,4 +1,4 @@
-"""The experiments behind the book's compiled and measured results, by name; `chipmath.bench` records them."""
+"""The experiments behind the book's recorded results, by name; `chipmath.bench` records them."""
 
 from chipmath.experiments import (
     bytes_in_flight,
@@ -20,9 +20,12 @@ from chipmath.experiments import (
     reference_quantizer,
     residency,
     residency_launches,
+    training,
+    training_cpu,
 )
 from chipmath.experiments.experiment import (
     CompiledExperiment,
+    ComputedExperiment,
     Experiment,
     ExperimentError,
     MeasuredExperiment,
@@ -36,6 +39,7 @@ from chipmath.experiments.experiment import (
 __all__ = [
     "EXPERIMENTS",
     "CompiledExperiment",
+    "ComputedExperiment",
     "Experiment",
     "ExperimentError",
     "MeasuredExperiment",
@@ -68,5 +72,7 @@ MEASURED = (
     ilp_sweep.EXPERIMENT,
     bytes_in_flight.EXPERIMENT,
     gemm_speed.EXPERIMENT,
+    training.EXPERIMENT,
 )
-EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (*COMPILED, *MEASURED)}
+COMPUTED = (training_cpu.EXPERIMENT,)
+EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (*COMPILED, *MEASURED, *COMPUTED)}
