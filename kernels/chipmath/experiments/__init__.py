@@ -13,6 +13,8 @@ from chipmath.experiments import (
     named_barriers,
     occupancy_price,
     one_equation,
+    quantizer_code,
+    quantizers,
     reference_quantizer,
     residency,
     residency_launches,
@@ -55,6 +57,7 @@ COMPILED = (
     named_barriers.EXPERIMENT,
     mx_step.EXPERIMENT,
     mx_lanes.EXPERIMENT,
+    quantizer_code.EXPERIMENT,
 )
-MEASURED = (copy_bandwidth.EXPERIMENT, residency.EXPERIMENT, reference_quantizer.EXPERIMENT)
+MEASURED = (copy_bandwidth.EXPERIMENT, residency.EXPERIMENT, reference_quantizer.EXPERIMENT, quantizers.EXPERIMENT)
 EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (*COMPILED, *MEASURED)}
