@@ -5,15 +5,19 @@ Instructions are all those in the code but padding, over the elements that a thr
 AMD chips some are scalar or wait states, which take no vector slot: ``vector_instructions`` leaves them out.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from chipmath.crosscompile import Binary, _triton, compile_triton
 from chipmath.devices import device
 from chipmath.experiments.experiment import CompiledExperiment
 from chipmath.experiments.resources import RESOURCES, resources
-from chipmath.formats import E4M3
-from chipmath.quantize_gpu import Configuration, configuration
+
+if TYPE_CHECKING:
+    from chipmath.quantize_gpu import Configuration
 
 ARCHS = ("sm_90", "sm_100", "gfx950", "gfx942")
 RULE = "rceil"
@@ -30,7 +34,7 @@ def _tile(shape: tuple[int, int], rows: bool, columns: bool, encoder: str | None
         from chipmath.experiments.quantizer_rungs import tile_kernel
 
         changes = {} if encoder is None else {"encoder": encoder}
-        ours = configuration("rows", dtype, E4M3, RULE, arch, **changes)
+        ours = _configure("rows", arch, dtype, **changes)
         constexprs = {name: ours.constexprs[name] for name in tile_kernel.arg_names if name in ours.constexprs}
         constexprs |= {"ROWS": rows, "COLUMNS": columns, "TILE_M": shape[0], "TILE_K": shape[1], "LOG2": log2}
         held = shape[0] * shape[1] // (ours.num_warps * device(arch).wave_lanes)
@@ -40,11 +44,18 @@ def _tile(shape: tuple[int, int], rows: bool, columns: bool, encoder: str | None
 
 
 def _ours(direction: str, **options):
-    return lambda arch, dtype: configuration(direction, dtype, E4M3, RULE, arch, **options)
+    return lambda arch, dtype: _configure(direction, arch, dtype, **options)
+
+
+def _configure(direction: str, arch: str, dtype: str, **options) -> Configuration:
+    from chipmath.formats import E4M3
+    from chipmath.quantize_gpu import configuration
+
+    return configuration(direction, dtype, E4M3, RULE, arch, **options)
 
 
 # Everything that the chapter compares; the first of a direction named "… as launched" is what users get.
-VARIANTS: dict[str, Callable[[str, str], Configuration]] = {
+VARIANTS: dict[str, Callable[[str, str], "Configuration"]] = {
     "rows: logarithm, integer encoder": _tile((8, 1024), True, False, "integer", log2=True),
     "rows: integer scale, integer encoder": _ours("rows", encoder="integer"),
     "rows: as launched": _ours("rows"),
