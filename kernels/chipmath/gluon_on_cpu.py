@@ -43,8 +43,16 @@ def run(kernel: Any, grid: tuple[int, ...], arguments: list[Any], constexprs: di
         function(*values, **constexprs)
 
 
+def call(function: Any, encoder: str, *arguments: Any) -> Any:
+    """What one device function returns for torch tensors and numbers, as torch tensors."""
+    language = _Language(encoder)
+    given = [Lanes(each, language) if isinstance(each, Tensor) else each for each in arguments]
+    result = _bind(function, language)(*given)
+    return tuple(each.data for each in result) if isinstance(result, tuple) else result.data
+
+
 def _bind(kernel: Any, language: _Language) -> types.FunctionType:
-    """The plain function with a module's names, where jit functions are plain too and the language is ours."""
+    """The plain function, in a module where jit functions are plain, too, and the language is ours."""
     names: dict[str, Any] = {}
     for name, value in kernel.fn.__globals__.items():
         if hasattr(value, "fn"):
@@ -130,8 +138,7 @@ class _Language:
     float8e4nv, float8e5, float8e4b8, float8e5b16 = "E4M3", "E5M2", "E4M3FNUZ", "E5M2FNUZ"
     constexpr = None
 
-    class PropagateNan:
-        ALL = True
+    PropagateNan = types.SimpleNamespace(ALL=True)
 
     def __init__(self, encoder: str):
         self.program: tuple[int, ...] = (0,)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from chipmath.devices import device
-from chipmath.formats import E4M3, E5M2, ElementFormat, float32_bits
+from chipmath.formats import E4M3, E5M2, FRACTION, ElementFormat, float32_bits
 from chipmath.quantize import MXTensor, check_input, scale_constant
 
 BLOCK = 32
@@ -38,7 +38,9 @@ NUM_WARPS = 4
 GROUP = 8  # tiles along M: 8 x 4 scale bytes of a column are one 32-byte sector of memory
 # Elements a thread of the row kernel holds, and rows of a thread's patch; `quantizer_code` has what else was compiled.
 ROW_ELEMENTS = {"bfloat16": 64, "float16": 64, "float32": 32}
-PATCH_ROWS = {"rows": 8, "columns": 16, "both": 8}  # 16 rows make stores of 16 bytes; for both, too few waves are left
+# 16 rows make stores of 16 bytes along M and the fewest instructions; elsewhere they spill, or leave too few waves.
+PATCH_ROWS = {("columns", "plain"): 16}
+OTHER_PATCH_ROWS = 8
 
 
 class TensorCoreOperand(NamedTuple):
@@ -144,7 +146,8 @@ def configuration(
         held = changes.get("row_elements", ROW_ELEMENTS[dtype])
         tile = warps * wave * held // BLOCK
         return Configuration(kernels.rows_kernel, constexprs | {"TILE": tile}, warps, (tile,), held)
-    rows, columns = changes.get("patch_rows", PATCH_ROWS[direction]), 16 // ITEM_BYTES[dtype]
+    rows = changes.get("patch_rows", PATCH_ROWS.get((direction, scale_layout), OTHER_PATCH_ROWS))
+    columns = 16 // ITEM_BYTES[dtype]
     layouts = kernels.patch_layouts(wave, rows, columns, warps)
     constexprs |= layouts | {"ROWS": direction != "columns", "COLUMNS": direction != "rows"}
     constexprs |= {"SCALES_128X4": scale_layout == "128x4", "BUFFER": device(arch).vendor == "AMD"}
@@ -160,7 +163,7 @@ def format_numbers(fmt: ElementFormat) -> dict[str, Any]:
         "EMIN": fmt.emin,
         "MANTISSA_BITS": fmt.mantissa_bits,
         "MAX": fmt.max,
-        "MAX_BITS": int(float32_bits(torch.tensor(fmt.max))),
+        "MAX_FRACTION": int(float32_bits(torch.tensor(fmt.max))) & FRACTION,
     }
 
 
@@ -192,19 +195,24 @@ def _kernels() -> ModuleType:
 
 def _check(x: Tensor, fmt: ElementFormat, scale_layout: str, axes: tuple[int, ...]) -> None:
     """Refuse what the kernels do not take, with the value in the message."""
+    check_input(x, axes[0], 1)  # dtype and rank; the size follows
+    if (scale_layout != "plain" or 0 in axes) and x.ndim != 2:
+        raise ValueError(f"x must be (M, K) here, got shape {tuple(x.shape)}")
     for axis in axes:
         check_input(x, axis, BLOCK)
     if fmt not in (E4M3, E5M2):
         raise ValueError(f"fmt must be E4M3 or E5M2 on a GPU, got {fmt}")
     if scale_layout not in LAYOUTS:
         raise ValueError(f"scale_layout must be one of {', '.join(LAYOUTS)}, got {scale_layout!r}")
-    if (scale_layout != "plain" or 0 in axes) and x.ndim != 2:
-        raise ValueError(f"x must be (M, K) here, got shape {tuple(x.shape)}")
     if (scale_layout != "plain" or 0 in axes) and max(x.shape) > LARGEST:
         raise ValueError(f"x must have at most {LARGEST} rows and columns here, got shape {tuple(x.shape)}")
+    _require_gpu(x)
+    _kernels()
+
+
+def _require_gpu(x: Tensor) -> None:
     if x.device.type != "cuda":
         raise ValueError(f"x must be on a GPU, got {x.device}; chipmath.quantize_cpu is for the CPU")
-    _kernels()
 
 
 def _patches(direction: str, x: Tensor, fmt: ElementFormat, scale_rule: str, scale_layout: str) -> tuple:

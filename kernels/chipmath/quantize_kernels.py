@@ -34,7 +34,6 @@ BLOCK = 32
 QUIET_NAN = tl.constexpr(0x7FC00000)
 INFINITY = tl.constexpr(0x7F800000)
 MAGNITUDE = tl.constexpr(0x7FFFFFFF)
-FRACTION = tl.constexpr(0x7FFFFF)
 FLOAT32_MAX = tl.constexpr(0x7F7FFFFF)
 
 
@@ -71,7 +70,7 @@ def largest_magnitude(x, AXIS: tl.constexpr, FLOAT_MAX: tl.constexpr):
 
 
 @triton.jit
-def block_scale(amax, CONSTANT: tl.constexpr, EMAX: tl.constexpr, MAX_BITS: tl.constexpr):
+def block_scale(amax, CONSTANT: tl.constexpr, EMAX: tl.constexpr, MAX_FRACTION: tl.constexpr):
     """Reciprocal of the scale, its E8M0 byte, and the largest number that a block with this scale holds.
 
     amax  bits of the block's largest magnitude; a NaN gives reciprocal NaN, byte 255 and some finite limit
@@ -82,7 +81,7 @@ def block_scale(amax, CONSTANT: tl.constexpr, EMAX: tl.constexpr, MAX_BITS: tl.c
     power = tl.maximum((amax + CONSTANT) & INFINITY, EMAX << 23)  # scale times 2**emax
     bits = tl.where(invalid, QUIET_NAN, (254 << 23) - (power - (EMAX << 23)))
     byte = (254 - (bits >> 23)).to(tl.uint8)
-    limit = tl.minimum(power + (MAX_BITS & FRACTION), FLOAT32_MAX)
+    limit = tl.minimum(power + MAX_FRACTION, FLOAT32_MAX)
     return bits.to(tl.float32, bitcast=True), byte, limit.to(tl.float32, bitcast=True)
 
 
@@ -157,7 +156,7 @@ def rows_kernel(
     EMIN: tl.constexpr,
     MANTISSA_BITS: tl.constexpr,
     MAX: tl.constexpr,
-    MAX_BITS: tl.constexpr,
+    MAX_FRACTION: tl.constexpr,
     CLIPS: tl.constexpr,
     FORMAT: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -179,7 +178,7 @@ def rows_kernel(
     at = block[:, None] * 32 + tl.arange(0, 32)[None, :]
     words = tl.load(x + first * 32 + at) if EVEN else tl.load(x + first * 32 + at, mask=inside[:, None], other=0)
     values = widen(words, DTYPE)
-    inverse, byte, limit = block_scale(largest_magnitude(values, 1, FLOAT_MAX), CONSTANT, EMAX, MAX_BITS)
+    inverse, byte, limit = block_scale(largest_magnitude(values, 1, FLOAT_MAX), CONSTANT, EMAX, MAX_FRACTION)
     if ENCODER == "scaled" and not CLIPS:
         values = finite(values)
     y = scaled(values, inverse, limit, 1, ENCODER == "scaled" and CLIPS)
@@ -253,7 +252,7 @@ def patches_kernel(
     EMIN: gl.constexpr,
     MANTISSA_BITS: gl.constexpr,
     MAX: gl.constexpr,
-    MAX_BITS: gl.constexpr,
+    MAX_FRACTION: gl.constexpr,
     CLIPS: gl.constexpr,
     FORMAT: gl.constexpr,
     DTYPE: gl.constexpr,
@@ -298,13 +297,13 @@ def patches_kernel(
     if ENCODER == "scaled" and not CLIPS:
         values = finite(values)
     if ROWS:
-        inverse, byte, limit = block_scale(row_amax, CONSTANT, EMAX, MAX_BITS)
+        inverse, byte, limit = block_scale(row_amax, CONSTANT, EMAX, MAX_FRACTION)
         y = scaled(values, inverse, limit, 3, ENCODER == "scaled" and CLIPS)
         codes = encode(y, FORMAT, MANTISSA_BITS, EMIN, MAX, ENCODER)
         write(row_elements + start, row * K + column, codes, inside, EVEN, BUFFER)
         write_row_scales(row_scales, byte, M, K, m, k, SCALES_128X4, EVEN, BUFFER, ROW_BLOCKS, COLUMN_BLOCKS, LAYOUT)
     if COLUMNS:
-        inverse, byte, limit = block_scale(column_amax, CONSTANT, EMAX, MAX_BITS)
+        inverse, byte, limit = block_scale(column_amax, CONSTANT, EMAX, MAX_FRACTION)
         y = gl.convert_layout(scaled(values, inverse, limit, 1, ENCODER == "scaled" and CLIPS), TRANSPOSED)
         codes = encode(y, FORMAT, MANTISSA_BITS, EMIN, MAX, ENCODER)
         row, column = tile_index(ROW_BLOCKS, COLUMN_BLOCKS, TRANSPOSED)

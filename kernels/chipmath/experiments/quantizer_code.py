@@ -24,7 +24,7 @@ RULE = "rceil"
 LOADS = r"LDG|(buffer|global)_load"
 STORES = r"STG|(buffer|global)_store"
 CONVERTERS = r"F2FP.*E[45]M[23]|v_cvt_(scalef32_)?pk_[fb]"
-SHARED = r"LDS|STS|LDSM|STSM|^ds_(read|write|bpermute)"
+SHARED = r"LDS|STS|LDSM|STSM|^ds_(read|write)"  # ds_bpermute only moves values between lanes
 PADDING = r"^NOP$|^s_code_end$"
 SCALAR = r"^s_"  # AMD: wait states, branches and scalar arithmetic, issued beside the vector instructions
 
@@ -55,7 +55,7 @@ def _configure(direction: str, arch: str, dtype: str, **options) -> Configuratio
 
 
 # Everything that the chapter compares; the first of a direction named "… as launched" is what users get.
-VARIANTS: dict[str, Callable[[str, str], "Configuration"]] = {
+VARIANTS: dict[str, Callable[[str, str], Configuration]] = {
     "rows: logarithm, integer encoder": _tile((8, 1024), True, False, "integer", log2=True),
     "rows: integer scale, integer encoder": _ours("rows", encoder="integer"),
     "rows: as launched": _ours("rows"),

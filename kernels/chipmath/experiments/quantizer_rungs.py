@@ -32,7 +32,7 @@ def tile_kernel(
     EMIN: tl.constexpr,
     MANTISSA_BITS: tl.constexpr,
     MAX: tl.constexpr,
-    MAX_BITS: tl.constexpr,
+    MAX_FRACTION: tl.constexpr,
     CLIPS: tl.constexpr,
     FORMAT: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -56,7 +56,7 @@ def tile_kernel(
             inverse, byte = logarithmic_scale(tl.max(tl.abs(blocks), 2), MAX)
             y = blocks * tl.expand_dims(inverse, 2)
         else:
-            inverse, byte, limit = block_scale(largest_magnitude(blocks, 2, FLOAT_MAX), CONSTANT, EMAX, MAX_BITS)
+            inverse, byte, limit = block_scale(largest_magnitude(blocks, 2, FLOAT_MAX), CONSTANT, EMAX, MAX_FRACTION)
             y = scaled(blocks, inverse, limit, 2, ENCODER == "scaled")
         codes = encode(y, FORMAT, MANTISSA_BITS, EMIN, MAX, ENCODER)
         tl.store(row_elements + start + at, tl.reshape(codes, (TILE_M, TILE_K)))
@@ -65,7 +65,7 @@ def tile_kernel(
         tl.store(row_scales + start + row[:, None] * (K // 32) + block[None, :], byte)
     if COLUMNS:
         blocks = tl.reshape(values, (TILE_M // 32, 32, TILE_K))
-        inverse, byte, limit = block_scale(largest_magnitude(blocks, 1, FLOAT_MAX), CONSTANT, EMAX, MAX_BITS)
+        inverse, byte, limit = block_scale(largest_magnitude(blocks, 1, FLOAT_MAX), CONSTANT, EMAX, MAX_FRACTION)
         y = scaled(blocks, inverse, limit, 1, ENCODER == "scaled")
         codes = tl.reshape(encode(y, FORMAT, MANTISSA_BITS, EMIN, MAX, ENCODER), (TILE_M, TILE_K))
         start = k.to(tl.int64) * M + m
