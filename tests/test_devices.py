@@ -187,3 +187,10 @@ def test_two_chains_hide_every_matrix_instruction():
     """Little's law: ceil(L / T) independent accumulators keep a SIMD's matrix core busy."""
     for _, instruction, _ in INSTRUCTIONS:
         assert -(-instruction.result_clocks // instruction.issue_clocks) == 2, instruction.name
+
+
+def test_lanes_a_byte_worked_by_hand():
+    """H100: 132 SMs x 128 lanes x 1.98 GHz = 33.45e12 a second, over 3.35e12 bytes. MI355X: 256 x 64 x 2.4 / 8."""
+    assert PRODUCTS["H100 SXM"].vector_lanes_per_byte == pytest.approx(33.45 / 3.35, rel=1e-3)
+    assert PRODUCTS["MI355X"].vector_lanes_per_byte == pytest.approx(39.32 / 8, rel=1e-3)
+    assert PRODUCTS["H200 SXM"].vector_lanes_per_byte < PRODUCTS["H100 SXM"].vector_lanes_per_byte
