@@ -317,8 +317,9 @@ def test_every_kernel_and_layout_compiles_as_designed(direction, arch, options):
     chosen, binary = compiled(direction, arch, **options)
     assert binary.spills == 0
     assert global_loads(binary) == {"LDG.E.128" if arch.startswith("sm") else "buffer_load_dwordx4"}
-    converters = binary.instructions(quantizer_code.CONVERTERS).total()
-    assert converters == chosen.elements_a_thread // 2 * (2 if direction == "both" else 1)
+    every = binary.instructions(quantizer_code.CONVERTERS)
+    assert all("F32" in opcode.upper() for opcode in every), "straight from float32: by float16 it would round twice"
+    assert every.total() == chosen.elements_a_thread // 2 * (2 if direction == "both" else 1)
     shared = binary.instructions(quantizer_code.SHARED).total()
     assert shared <= 6, "only scale bytes of rows may pass through shared memory"
     if len(chosen.tile) == 2:
@@ -337,8 +338,9 @@ def test_sizes_that_are_no_multiple_of_16_compile_without_spills(direction, arch
 
 
 @needs_triton
-def test_chips_without_a_converter_encode_by_integers():
-    for arch in ("sm_80", "gfx90a"):
+def test_chips_without_a_trusted_converter_encode_by_integers():
+    """sm_89 has one that Triton reaches through float16, which rounds twice."""
+    for arch in ("sm_80", "sm_89", "gfx90a"):
         _, binary = compiled("both", arch)
         assert binary.spills == 0
         assert binary.instructions(quantizer_code.CONVERTERS).total() == 0

@@ -13,7 +13,7 @@ smallest element, so it may be flushed. A NaN byte gives a NaN as reciprocal, an
 
 How an element is rounded is the constant ENCODER:
 
-cvt      NVIDIA, sm_89 and later: cvt.rn.satfinite saturates, and makes 0x7F of any NaN (PTX ISA, cvt)
+cvt      NVIDIA, sm_90 and later: cvt.rn.satfinite saturates, and makes 0x7F of any NaN (PTX ISA, cvt)
 scaled   gfx950: v_cvt_scalef32_pk_fp8_f32 and ..._bf8_f32, which overflow to NaN or Inf and keep the sign of NaN. So x
          is first made finite, to leave the reciprocal's positive NaN the only one; where the rule clips, by clamping it
          to what its block can hold
