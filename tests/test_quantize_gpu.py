@@ -224,6 +224,16 @@ def test_encoders_without_ocp_converters_round_every_scaled_number(fmt, encoder)
     assert torch.equal(got, expected)
 
 
+def test_cdna3s_formats_are_those_of_ml_dtypes():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    codes = torch.arange(256, dtype=torch.uint8)
+    for fmt, name in ((gluon_on_cpu.E4M3FNUZ, "float8_e4m3fnuz"), (gluon_on_cpu.E5M2FNUZ, "float8_e5m2fnuz")):
+        theirs = torch.from_numpy(codes.numpy().view(getattr(ml_dtypes, name)).astype("float32"))
+        numbers = codes != gluon_on_cpu.FNUZ_NAN
+        assert torch.equal(fmt.decode(codes)[numbers], theirs[numbers])
+        assert theirs[gluon_on_cpu.FNUZ_NAN].isnan()
+
+
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
 def test_a_converter_that_overflows_would_be_seen(fmt):
     """The model of gfx950's converter really makes NaN or Inf of what the kernels must not give it."""

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chipmath.formats import E4M3, E5M2
+from chipmath.formats import E4M3, E5M2, ElementFormat
 
 FNUZ_NAN = 0x80
 
@@ -237,19 +237,22 @@ def _scaled(fmt):
 
 
 def _fnuz(fmt):
-    """Twice the number has the same code in OCP's format, except for what FNUZ lacks: -0, and NaN but one."""
-    largest = {E4M3: 240.0, E5M2: 57344.0}[fmt]
+    """No -0 and no Inf: the code of -0 is the only NaN. Beyond the largest number it depends on a mode; here it is NaN."""
 
     def cast(y: Tensor) -> Tensor:
-        code = fmt.encode(2 * y).int()
-        code = torch.where(code == fmt.sign_code, 0, code)
-        return torch.where(y.isnan() | (y.abs() > largest), FNUZ_NAN, code).to(torch.uint8)
+        code = fmt.encode(y).int()
+        code = torch.where(code == FNUZ_NAN, 0, code)
+        return torch.where(y.isnan() | (y.abs() > fmt.max), FNUZ_NAN, code).to(torch.uint8)
 
     return cast
 
 
+# CDNA3 ISA, "Data formats": the exponent's bias is one more than in OCP's format, and every exponent holds numbers.
+E4M3FNUZ = ElementFormat("E4M3FNUZ", bits=8, exponent_bits=4, mantissa_bits=3, bias=8)
+E5M2FNUZ = ElementFormat("E5M2FNUZ", bits=8, exponent_bits=5, mantissa_bits=2, bias=16)
+
 CASTS: dict[str, dict[str, Any]] = {
     "cvt": {"E4M3": _cvt(E4M3), "E5M2": _cvt(E5M2)},
     "scaled": {"E4M3": _scaled(E4M3), "E5M2": _scaled(E5M2)},
-    "fnuz": {"E4M3FNUZ": _fnuz(E4M3), "E5M2FNUZ": _fnuz(E5M2)},
+    "fnuz": {"E4M3FNUZ": _fnuz(E4M3FNUZ), "E5M2FNUZ": _fnuz(E5M2FNUZ)},
 }
