@@ -237,7 +237,7 @@ def _scaled(fmt):
 
 
 def _fnuz(fmt):
-    """No -0 and no Inf: the code of -0 is the only NaN. Beyond the largest number it depends on a mode; here it is NaN."""
+    """No -0 and no Inf: the code of -0 is the only NaN. Beyond the largest number a mode decides; here it is NaN."""
 
     def cast(y: Tensor) -> Tensor:
         code = fmt.encode(y).int()
