@@ -116,6 +116,8 @@ def assert_all_same(x, fmt, rule, layout="plain"):
 SPECIAL = [0.0, -0.0, 2**-149, -(2**-149), 2**-133, 2**-126, 2**-24, 1.0, -3.0, 448.0, 6e4, 3e38]
 SPECIAL += [torch.inf, -torch.inf]
 NEGATIVE_NAN = torch.tensor([-1], dtype=torch.int32).view(torch.float32)
+SIGNED_NANS = {dtype: torch.tensor([-1], dtype=words).view(dtype)[0] for dtype, words in
+               ((torch.float32, torch.int32), (torch.bfloat16, torch.int16), (torch.float16, torch.int16))}  # fmt: skip
 
 
 def mixed(dtype, shape=(96, 160)):
@@ -123,9 +125,11 @@ def mixed(dtype, shape=(96, 160)):
     x = every_float32_pattern(shape[0] * shape[1], seed=3).view(shape)
     x[:32, :32] = torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
     x[32:64, 64:96] *= 0.0
-    x[40, 5], x[70, 70], x[5, 100] = torch.inf, torch.nan, NEGATIVE_NAN[0]
+    x[40, 5], x[70, 70] = torch.inf, torch.nan
     x[64:96, 128:160] = torch.tensor([*SPECIAL[:12], 1.0, -1.0, 2.0, 5.0] * 2).expand(32, 32)
-    return x.to(dtype)
+    x = x.to(dtype)  # which may drop a NaN's sign
+    x[5, 100] = SIGNED_NANS[dtype]
+    return x
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -17,6 +17,7 @@ Integers are 32-bit and wrap, as on a GPU. Out-of-bounds addresses raise IndexEr
 from __future__ import annotations
 
 import itertools
+import operator
 import types
 from typing import Any
 
@@ -102,9 +103,19 @@ def _same_dtype(a: Any, b: Any) -> tuple[Any, Any]:
     return a, b
 
 
+def _product(a: Any, b: Any) -> Any:
+    """Of two NaN, ISAs differ in which one comes through: here a negative one, which a kernel must not rely on."""
+    product = a * b
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and product.is_floating_point():
+        product = torch.where(a.isnan() & b.isnan(), -product.abs(), product)
+    return product
+
+
 def _operators() -> None:
-    for name in ("add", "sub", "mul", "floordiv", "mod", "and", "or", "lshift", "rshift", "lt", "ge", "gt", "ne"):
-        operation = getattr(__import__("operator"), f"{name}_" if name in ("and", "or") else name)
+    names = ("add", "sub", "floordiv", "mod", "lshift", "rshift", "lt", "ge", "gt", "ne")
+    operations = {name: getattr(operator, name) for name in names}
+    operations |= {"mul": _product, "and": operator.and_, "or": operator.or_}
+    for name, operation in operations.items():
         setattr(Lanes, f"__{name}__", lambda self, other, o=operation: self._with(other, o))
         setattr(Lanes, f"__r{name}__", lambda self, other, o=operation: self._with(other, o, swapped=True))
 
