@@ -32,7 +32,6 @@ BLOCK = 32
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 LAYOUTS = ("plain", "128x4")
-DIRECTIONS = ("rows", "columns", "both")
 LARGEST = 1 << 20  # of M and K for columns and both: 65,535 tiles along K, and 32-bit offsets within a tile
 NUM_WARPS = 4
 GROUP = 8  # tiles along M: 8 x 4 scale bytes of a column are one 32-byte sector of memory
@@ -105,12 +104,8 @@ class Configuration:
     tile: tuple[int, ...]  # blocks of a program (rows), or its rows and columns
     elements_a_thread: int
 
-    @property
-    def elements(self) -> int:
-        """Of x, that a program quantizes."""
-        return BLOCK * self.tile[0] if len(self.tile) == 1 else self.tile[0] * self.tile[1]
 
-
+@cache  # a layout takes longer to describe than a small matrix to quantize
 def configuration(
     direction: str,
     dtype: str,
@@ -127,11 +122,10 @@ def configuration(
     direction  "rows", "columns" or "both"
     dtype      name of x's dtype
     even       whether the tile divides x
-    changes    other choices, for experiments: ``encoder``, ``patch_rows``, ``row_elements``, ``num_warps``
+    changes    other choices, for experiments: ``encoder``, ``patch_rows``, ``row_elements``
     """
     kernels = _kernels()
     encoder = changes.get("encoder", encoder_of(arch))
-    warps = changes.get("num_warps", NUM_WARPS)
     constexprs = {
         "CONSTANT": scale_constant(fmt, scale_rule),
         **format_numbers(fmt),
@@ -144,15 +138,15 @@ def configuration(
     wave = device(arch).wave_lanes
     if direction == "rows" and scale_layout == "plain":
         held = changes.get("row_elements", ROW_ELEMENTS[dtype])
-        tile = warps * wave * held // BLOCK
-        return Configuration(kernels.rows_kernel, constexprs | {"TILE": tile}, warps, (tile,), held)
+        tile = NUM_WARPS * wave * held // BLOCK
+        return Configuration(kernels.rows_kernel, constexprs | {"TILE": tile}, NUM_WARPS, (tile,), held)
     rows = changes.get("patch_rows", PATCH_ROWS.get((direction, scale_layout), OTHER_PATCH_ROWS))
     columns = 16 // ITEM_BYTES[dtype]
-    layouts = kernels.patch_layouts(wave, rows, columns, warps)
+    layouts = kernels.patch_layouts(wave, rows, columns, NUM_WARPS)
     constexprs |= layouts | {"ROWS": direction != "columns", "COLUMNS": direction != "rows"}
     constexprs |= {"SCALES_128X4": scale_layout == "128x4", "BUFFER": device(arch).vendor == "AMD"}
     tile = (BLOCK * layouts["ROW_BLOCKS"], BLOCK * layouts["COLUMN_BLOCKS"])
-    return Configuration(kernels.patches_kernel, constexprs, warps, tile, rows * columns)
+    return Configuration(kernels.patches_kernel, constexprs, NUM_WARPS, tile, rows * columns)
 
 
 def format_numbers(fmt: ElementFormat) -> dict[str, Any]:
@@ -222,10 +216,11 @@ def _require_gpu(x: Tensor) -> None:
 def _patches(direction: str, x: Tensor, fmt: ElementFormat, scale_rule: str, scale_layout: str) -> tuple:
     """Results of rows (None unless both) and of columns."""
     (rows, columns), both = x.shape, direction == "both"
+    unused = torch.empty(0, dtype=torch.uint8, device=x.device)
     transposed = torch.empty(columns, rows, dtype=torch.uint8, device=x.device)
     buffers = [
-        torch.empty(x.shape if both else (0,), dtype=torch.uint8, device=x.device),
-        _scales(x, (rows, columns // BLOCK), scale_layout if both else "plain"),
+        torch.empty(x.shape, dtype=torch.uint8, device=x.device) if both else unused,
+        _scales(x, (rows, columns // BLOCK), scale_layout) if both else unused,
         transposed,
         _scales(x, (columns, rows // BLOCK), scale_layout),
     ]
@@ -250,7 +245,7 @@ def _scales(x: Tensor, shape: tuple[int, ...], scale_layout: str) -> Tensor:
 
 
 def _words(x: Tensor) -> Tensor:
-    """The bits of x, contiguous and aligned, as signed integers of its width."""
+    """The bits of x, contiguous, as signed integers of its width."""
     plain = x.detach().resolve_neg().contiguous()
     return plain.view(torch.int32 if x.dtype == torch.float32 else torch.int16)
 
@@ -262,7 +257,8 @@ def _launch(direction: str, x: Tensor, buffers: list[Tensor], fmt: ElementFormat
     arch = _arch(x.device.index)
     made = prepare(direction, x, buffers, fmt, rule, arch, scale_layout=layout)
     with torch.cuda.device(x.device):
-        made.configuration.kernel[made.grid](*made.arguments, **made.configuration.constexprs, num_warps=NUM_WARPS)
+        chosen = made.configuration
+        chosen.kernel[made.grid](*made.arguments, **chosen.constexprs, num_warps=chosen.num_warps)
 
 
 @dataclass(frozen=True)
