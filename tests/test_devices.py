@@ -75,8 +75,8 @@ def test_peaks_match_the_data_sheets(name, fmt, tera):
 
 
 # The vendors' published memory bandwidths, in TB/s: AMD Instinct MI300X and MI355X data sheets, NVIDIA H100 data sheet
-# (SXM), HGX B200 data sheet (64 for its eight GPUs).
-PUBLISHED_BANDWIDTH = {"MI300X": 5.3, "MI355X": 8.0, "H100 SXM": 3.35, "B200": 64 / 8}
+# (SXM), H200 data sheet, HGX B200 data sheet (64 for its eight GPUs).
+PUBLISHED_BANDWIDTH = {"MI300X": 5.3, "MI355X": 8.0, "H100 SXM": 3.35, "H200 SXM": 4.8, "B200": 64 / 8}
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
@@ -86,7 +86,8 @@ def test_memory_bandwidths_match_the_data_sheets(name):
 
 # Enabled units, and the highest matrix clock in GHz, from the sources named in the record: 8 XCDs of 38 and of 32 CUs,
 # 66 TPCs of 2 SMs.
-PUBLISHED_CHIPS = {"MI300X": (8 * 38, 2.1), "MI355X": (8 * 32, 2.4), "H100 SXM": (66 * 2, 1.83), "B200": (148, None)}
+PUBLISHED_CHIPS = {"MI300X": (8 * 38, 2.1), "MI355X": (8 * 32, 2.4), "H100 SXM": (66 * 2, 1.83)}
+PUBLISHED_CHIPS |= {"H200 SXM": PUBLISHED_CHIPS["H100 SXM"], "B200": (148, None)}
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
