@@ -78,6 +78,19 @@ def test_compiled_and_measured_name_their_recording(shelf, today):
     assert f'aria-label="{told}"' in html
 
 
+def test_a_long_computation_names_its_recording(shelf, today, tmp_path):
+    done = recording(kind="computed", experiment="training_cpu", device={"name": "A CPU", "threads": 1})
+    (tmp_path / done.file_name).write_text(done.to_json())
+    result = Computed(3, "d", recording=done)
+    html = result.inline_html()
+    assert 'data-recording="computed-training_cpu.json"' in html
+    assert 'aria-label="computed: recorded. A CPU, 1 thread, driver 580.1' in html
+    assert result.badge(word=True).endswith(">computed, recorded</span>")
+    assert "data-recording" not in Computed(3, "d").inline_html()
+    with pytest.raises(ValueError, match="is a measured recording"):
+        Computed(3, "d", recording=shelf[1])
+
+
 @pytest.mark.parametrize(
     ("result", "word"), [(lambda made, timed: Compiled(1, recording=made), "compiled"),
                          (lambda made, timed: Measured(1, recording=timed), "measured, recorded"),

@@ -268,7 +268,7 @@ FORGED = [
     ("schema", 2, "1"),
     ("schema", True, "1"),
     ("experiment", "", "a name"),
-    ("kind", "guessed", "one of compiled, measured"),
+    ("kind", "guessed", "one of compiled, measured, computed"),
     ("code", "abc", "a SHA-256"),
     ("commit", "HEAD", "40 hexadecimal digits"),
     ("commit", "B" * 40, "40 hexadecimal digits"),

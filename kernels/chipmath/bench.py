@@ -1,8 +1,8 @@
 """Run the book's experiments and record them: PYTHONPATH=kernels python -m chipmath.bench --list
 
-The only writer of recordings. Compiled experiments need the pinned compilers and no GPU, measured ones a GPU with torch
-and Triton (CUDA or ROCm). A result that fails its own check is not written, an interrupted run leaves nothing behind,
-and no clock is ever set.
+The only writer of recordings. Compiled experiments need the pinned compilers and no GPU, computed ones a CPU and some
+minutes, measured ones a GPU with torch and Triton (CUDA or ROCm). A result that fails its own check is not written, an
+interrupted run leaves nothing behind, and no clock is ever set.
 
   python -m chipmath.bench --compiled              all compiled experiments, into kernels/chipmath/recorded/
   python -m chipmath.bench copy_bandwidth          one measured experiment
@@ -153,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="*", metavar="NAME", help="experiments to run; --list tells which there are")
     parser.add_argument("--list", action="store_true", help="show every experiment and its newest recording")
     parser.add_argument("--compiled", action="store_true", help="all compiled experiments; no GPU")
-    parser.add_argument("--all", action="store_true", help="all experiments, compiled and measured")
+    parser.add_argument("--all", action="store_true", help="all experiments: compiled, measured, computed")
     parser.add_argument("--quick", action="store_true", help="a form of seconds each; not for the book's recordings")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write")
     parser.add_argument("--commit", metavar="HASH", help="the commit that a copy without .git was made of")
@@ -165,7 +165,7 @@ def _chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> lis
     unknown = [name for name in options.names if name not in EXPERIMENTS]
     if unknown:
         parser.error(f"no experiment {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
-    kinds = {"compiled", "measured"} if options.all else {"compiled"} if options.compiled else set()
+    kinds = {"compiled", "measured", "computed"} if options.all else {"compiled"} if options.compiled else set()
     chosen = [e for e in EXPERIMENTS.values() if e.name in options.names or e.kind in kinds]
     if not chosen:
         parser.error("name an experiment, or --compiled, --all or --list")

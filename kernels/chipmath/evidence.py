@@ -164,13 +164,28 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Computed(Evidence):
-    """Arithmetic run when the page was built, by the code beside it."""
+    """Arithmetic run when the page was built, by the code beside it; or, with a ``recording``, once and for longer."""
 
+    recording: Recording | None = None
     kind: ClassVar[str] = "computed"
 
+    def __post_init__(self):
+        """Refuse a recording of another kind, or one that is not committed."""
+        super().__post_init__()
+        if self.recording is not None:
+            _check_recording(self, live=False)
+
     def detail(self) -> str:
-        """Say that the page's own code produced it."""
-        return "arithmetic run when this page was built"
+        """Say that the page's own code produced it, or name CPU, software, commit and date of the recording."""
+        return _provenance(self.recording) if self.recording else "arithmetic run when this page was built"
+
+    def _word(self) -> str:
+        if self.recording is None:
+            return self.kind
+        return f"computed, {OLDER_CODE if self.recording.older_code else 'recorded'}"
+
+    def _attributes(self) -> str:
+        return f' data-recording="{escape(self.recording.file_name)}"' if self.recording else ""
 
 
 @dataclass(frozen=True)
@@ -245,7 +260,7 @@ class Cited(Evidence):
         return f' data-cite="{escape(self.source)}"'
 
 
-def _check_recording(result: Compiled | Measured, *, live: bool) -> None:
+def _check_recording(result: Computed | Compiled | Measured, *, live: bool) -> None:
     recording, made_by = result.recording, f"{type(result).__name__}({_text(result.content, result.spec)!r})"
     if not isinstance(recording, Recording):
         raise TypeError(f"{made_by} needs recording=, as chipmath.recordings.newest returns it, not {recording!r}")

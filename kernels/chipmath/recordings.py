@@ -1,4 +1,4 @@
-"""Recordings: results of a compiler or a GPU that pages show where neither is at hand, each with its provenance.
+"""Recordings: results of a compiler, a GPU or a long computation that pages show without one, with their provenance.
 
 A recording is one JSON file in ``recorded/``, written by `chipmath.bench` and by nothing else. It is read as a frozen
 `Recording` whose fields are checked one by one: a result whose origin is incomplete is not a result.
@@ -16,7 +16,7 @@ from typing import Any
 PACKAGE = Path(__file__).resolve().parent
 RECORDED = PACKAGE / "recorded"
 SCHEMA = 1
-KINDS = ("compiled", "measured")
+KINDS = ("compiled", "measured", "computed")
 UNKNOWN_COMMIT = "unknown"  # outside a checkout; such a recording is not committed (tests/test_recordings.py)
 
 
@@ -26,12 +26,13 @@ class Recording:
 
     schema      version of this form
     experiment  its name in chipmath.experiments
-    kind        "compiled" or "measured"
+    kind        "compiled", "measured", or "computed" for arithmetic that takes too long for a page
     code        SHA-256 of the experiment's own source files, as `code_digest` makes it
     commit      40 hexadecimal digits, or "unknown" outside a checkout
     dirty       whether the checkout had other changes than recordings
     taken       UTC, "2026-11-20T14:02:11Z"
-    device      measured: name, arch, units, memory_bytes, clocks before and after; compiled: the chips compiled for
+    device      measured: name, arch, units, memory_bytes, clocks before and after; compiled: the chips compiled for;
+                computed: name of the CPU and threads
     software    versions: of the compilers (compiled), of driver, runtime, torch, triton (measured)
     method      how: form ("quick" or "full") and whatever else the experiment states
     columns     names with their unit: "shared_bytes"
@@ -71,9 +72,9 @@ class Recording:
 
     @property
     def file_name(self) -> str:
-        """What the recording is called in ``recorded/``: a compiled one is replaced, measured ones add up."""
-        if self.kind == "compiled":
-            return f"compiled-{self.experiment}.json"
+        """What the recording is called in ``recorded/``: measured ones add up, the others are replaced."""
+        if self.kind != "measured":
+            return f"{self.kind}-{self.experiment}.json"
         device = re.sub(r"[^a-z0-9]+", "-", self.device["name"].lower()).strip("-")
         moment = self.taken.replace(":", "")[:15]  # 2026-11-20T1402
         return f"{moment}-{device}-{self.experiment}.json"
@@ -109,6 +110,9 @@ class Recording:
         """Where the numbers are from, in one line."""
         if self.kind == "compiled":
             what = f"{_versions(self.software)} for {', '.join(self.device['targets'])}; nothing ran"
+        elif self.kind == "computed":
+            threads = self.device["threads"]
+            what = f"{self.device['name']}, {threads} thread{'s' * (threads != 1)}, {_versions(self.software)}"
         else:
             what = f"{self.device['name']} ({self.device['arch']}), {_versions(self.software)}"
         changes = " with uncommitted changes" if self.dirty else ""
@@ -235,7 +239,11 @@ _FIELDS = {
     "columns": (_is_columns, "a list of different names"),
     "rows": (lambda value: isinstance(value, list) and bool(value), "a list of rows"),
 }
-_DEVICE_FIELDS = {"compiled": ("targets",), "measured": ("name", "arch", "clock_hz_before", "clock_hz_after")}
+_DEVICE_FIELDS = {
+    "compiled": ("targets",),
+    "measured": ("name", "arch", "clock_hz_before", "clock_hz_after"),
+    "computed": ("name", "threads"),
+}
 
 
 def _versions(software: dict[str, str | None]) -> str:

@@ -1,8 +1,12 @@
-"""The experiments behind the book's compiled and measured results, by name; `chipmath.bench` records them."""
+"""The experiments behind the book's recorded results, by name; `chipmath.bench` records them."""
 
 from chipmath.experiments import (
+    bytes_in_flight,
     copy_bandwidth,
     fp8_mma,
+    gemm_routes,
+    gemm_speed,
+    ilp_sweep,
     llvm_23,
     llvm_versions,
     matrix_chains,
@@ -18,9 +22,12 @@ from chipmath.experiments import (
     reference_quantizer,
     residency,
     residency_launches,
+    training,
+    training_cpu,
 )
 from chipmath.experiments.experiment import (
     CompiledExperiment,
+    ComputedExperiment,
     Experiment,
     ExperimentError,
     MeasuredExperiment,
@@ -34,6 +41,7 @@ from chipmath.experiments.experiment import (
 __all__ = [
     "EXPERIMENTS",
     "CompiledExperiment",
+    "ComputedExperiment",
     "Experiment",
     "ExperimentError",
     "MeasuredExperiment",
@@ -58,6 +66,17 @@ COMPILED = (
     mx_step.EXPERIMENT,
     mx_lanes.EXPERIMENT,
     quantizer_code.EXPERIMENT,
+    gemm_routes.EXPERIMENT,
 )
-MEASURED = (copy_bandwidth.EXPERIMENT, residency.EXPERIMENT, reference_quantizer.EXPERIMENT, quantizers.EXPERIMENT)
-EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (*COMPILED, *MEASURED)}
+MEASURED = (
+    copy_bandwidth.EXPERIMENT,
+    residency.EXPERIMENT,
+    reference_quantizer.EXPERIMENT,
+    quantizers.EXPERIMENT,
+    ilp_sweep.EXPERIMENT,
+    bytes_in_flight.EXPERIMENT,
+    gemm_speed.EXPERIMENT,
+    training.EXPERIMENT,
+)
+COMPUTED = (training_cpu.EXPERIMENT,)
+EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (*COMPILED, *MEASURED, *COMPUTED)}

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from chipmath.crosscompile import CompileError
-from chipmath.experiments.here import STAND_IN, clock_hz, device_record, software_record
+from chipmath.experiments.here import (
+    STAND_IN,
+    clock_hz,
+    cpu_record,
+    cpu_software,
+    device_record,
+    software_record,
+)
 from chipmath.gpu import Gpu, gpu
 from chipmath.recordings import Recording, code_digest
 
@@ -33,7 +40,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A question with a reproducible answer; use CompiledExperiment or MeasuredExperiment.
+    """A question with a reproducible answer; use CompiledExperiment, ComputedExperiment or MeasuredExperiment.
 
     question  what it finds out, in one line
     sources   files of the package that decide the result; their digest tells a recording of older code
@@ -108,6 +115,22 @@ class CompiledExperiment(Experiment):
         compiler = now.pop("compiler")
         changes = [f"{name} {then[name]} → {value}" for name, value in now.items() if value != then[name]]
         return compiler, f"differs: {', '.join(changes)}" if changes else "same"
+
+
+@dataclass(frozen=True)
+class ComputedExperiment(Experiment):
+    """Arithmetic on a CPU that takes minutes: seeded, and the same everywhere but for the order of float sums.
+
+    compute  quick, progress -> method and rows
+    """
+
+    compute: Callable[[bool, Progress], tuple[dict[str, Any], list[Row]]]
+    kind: ClassVar[str] = "computed"
+
+    def run(self, quick: bool, progress: Progress) -> Run:
+        """Compute all of it, or a form that takes seconds."""
+        method, rows = self.compute(quick, progress)
+        return Run(cpu_record(), cpu_software(), method, rows)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The GPU that is here, as a recording tells of it: device, clocks before and after, versions. Nothing is ever set."""
+"""The GPU, or the CPU, that is here, as a recording tells of it: device, clocks, versions. Nothing is ever set."""
 
 import importlib.metadata
 import importlib.util
@@ -32,6 +32,22 @@ def software_record(gpu: Gpu) -> dict[str, str | None]:
         "triton": _triton_version(),
         "python": platform.python_version(),
     }
+
+
+def cpu_record() -> dict[str, Any]:
+    """The ``device`` of a computed recording."""
+    import torch
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {"name": names[0] if names else platform.machine(), "threads": torch.get_num_threads()}
+
+
+def cpu_software() -> dict[str, str | None]:
+    """The ``software`` of a computed recording."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
+    return {**versions, "python": platform.python_version()}
 
 
 def clock_hz(gpu: Gpu) -> float | None:

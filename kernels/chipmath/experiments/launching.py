@@ -1,5 +1,6 @@
 """Launch a cross-compiled kernel on the GPU that torch uses, through the driver that `chipmath.gpu` speaks to."""
 
+import contextlib
 import ctypes
 
 from chipmath import gpu
@@ -20,13 +21,29 @@ def launch(binary: Binary, groups: int, threads: int, arguments: list, *, dynami
     import torch
 
     torch.cuda.synchronize()  # the arguments are ready, whichever stream made them
+    with loaded(binary, threads, dynamic_shared_bytes=dynamic_shared_bytes) as enqueue:
+        enqueue(groups, arguments)
+
+
+@contextlib.contextmanager
+def loaded(binary: Binary, threads: int, *, dynamic_shared_bytes: int = 0):
+    """Load the kernel; gives ``enqueue(groups, arguments)``, which launches on the default stream and does not wait.
+
+    The end of the block waits, before the module is unloaded, and raises what went wrong in a kernel.
+    """
+    import torch
+
     shared_bytes = binary.dynamic_shared_bytes + dynamic_shared_bytes
     with _loaded(binary, shared_bytes, torch.cuda.current_device()) as (driver, function):
-        values = [_value(argument) for argument in arguments]
-        pointers = (gpu.HANDLE * len(values))(*(ctypes.addressof(value) for value in values))
-        shape = (groups, 1, 1, threads, 1, 1, shared_bytes)
-        driver.call(_launch_call(binary), function, *shape, None, pointers, None)
-        torch.cuda.synchronize()  # before the module is unloaded; raises what went wrong in the kernel
+
+        def enqueue(groups: int, arguments: list) -> None:
+            values = [_value(argument) for argument in arguments]
+            pointers = (gpu.HANDLE * len(values))(*(ctypes.addressof(value) for value in values))
+            shape = (groups, 1, 1, threads, 1, 1, shared_bytes)
+            driver.call(_launch_call(binary), function, *shape, None, pointers, None)
+
+        yield enqueue
+        torch.cuda.synchronize()
 
 
 def _value(argument):

@@ -1,0 +1,282 @@
+"""Bytes a second against bytes in flight: warps on a unit times the 16-byte loads that each thread has outstanding.
+
+Little's law: bytes in flight on a unit = bandwidth / units * latency. It counts what is *read*: a copy has as much
+again on its way to memory, for which nobody waits. Shared memory alone sets the warps; the machine code is checked to
+issue all loads of a thread before it uses the first (`loads_before_use`).
+"""
+
+import contextlib
+import re
+
+from chipmath.crosscompile import Binary, CompilerMissing, compile_cuda, compile_hip
+from chipmath.devices import KIB, MIB, PRODUCTS, device
+from chipmath.experiments.copy_bandwidth import datasheet
+from chipmath.experiments.experiment import ExperimentError, MeasuredExperiment, Progress, Row, Shown
+from chipmath.experiments.mx_step import BRANCH, LABEL
+from chipmath.experiments.timing import Candidate, Stopwatch, event_stopwatch, host_stopwatch, spread, take_turns
+from chipmath.gpu import Gpu
+from chipmath.occupancy import shared_ceilings
+from chipmath.recordings import PACKAGE
+
+ARCHS = ("gfx942", "gfx950", "sm_80", "sm_90", "sm_100")
+KERNELS = {"read": 0, "copy": 1}
+LOADS, GROUPS = (1, 2, 4, 8), (1, 2, 4, 8, 16)  # of 16 bytes a thread; per unit: warps or waves on each SIMD
+QUICK_LOADS, QUICK_GROUPS = (1, 4, 8), (1, 4)
+BUFFER_BYTES, QUICK_BUFFER_BYTES = 1024 * MIB, 512 * MIB  # several times any cache on record
+ROUNDS, QUICK_ROUNDS = 15, 5
+LATENCIES_S = (600e-9, 900e-9)  # assumed in predictions: the loaded latency of HBM on an H100 lies about here
+SEED = 0
+REFERENCE = "torch copy_"
+
+
+def threads_of(arch: str) -> int:
+    """A group has one warp or wave for each SIMD."""
+    return device(arch).simds * device(arch).wave_lanes
+
+
+def compile_stream(arch: str, kernel: str, loads: int) -> Binary:
+    """The kernel "read" or "copy" with so many loads outstanding."""
+    macros = {"COPY": KERNELS[kernel], "LOADS": loads, "THREADS": threads_of(arch)}
+    build = compile_hip if device(arch).vendor == "AMD" else compile_cuda
+    return build(PACKAGE / "experiments/in_flight.cu", arch, macros)
+
+
+def loads_before_use(binary: Binary) -> int:
+    """How many 16-byte loads the loop issues before anything waits for the first."""
+    body = innermost_loop(binary.isa, "LDG|global_load")
+    waits = re.search(r"^\ts_waitcnt [^\n]*vmcnt", body, re.MULTILINE)
+    if device(binary.arch).vendor == "AMD":
+        return len(re.findall(r"^\tglobal_load_dwordx4", body[: waits.start()], re.MULTILINE))
+    loaded: set[str] = set()
+    for opcode, operands in re.findall(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;\n]*);", body):
+        registers = re.findall(r"\bR\d+\b", operands)
+        if not opcode.startswith("LDG.E.128"):
+            if loaded & set(registers):
+                break
+            continue
+        first = int(registers[0][1:])
+        if loaded & set(registers[1:]):
+            break
+        loaded |= {f"R{first + i}" for i in range(4)}
+    return len(loaded) // 4
+
+
+def innermost_loop(isa: str, pattern: str) -> str:
+    """The innermost loop in which ``pattern`` is found, label to branch."""
+    labels = {found[1]: found.start() for found in LABEL.finditer(isa)}
+    bodies = [isa[labels[b[1]] : b.end()] for b in BRANCH.finditer(isa) if labels.get(b[1], len(isa)) < b.start()]
+    return min((body for body in bodies if re.search(pattern, body)), key=len)
+
+
+def in_flight(arch: str, groups: int, loads: int) -> int:
+    """Bytes of reads outstanding on a unit."""
+    return groups * threads_of(arch) * loads * 16
+
+
+def measure(gpu: Gpu, quick: bool, progress: Progress) -> tuple[dict, list[Row]]:
+    """Method and rows on torch's current GPU."""
+    import torch
+
+    if gpu.arch not in ARCHS:
+        raise ExperimentError(f"bytes_in_flight knows {', '.join(ARCHS)}, not {gpu.arch}")
+    size = QUICK_BUFFER_BYTES if quick else BUFFER_BYTES
+    if gpu.memory_bytes < 6 * size:
+        raise ExperimentError(f"bytes_in_flight wants {6 * size // MIB} MiB, this GPU has {gpu.memory_bytes // MIB}")
+    units = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+    forms = (QUICK_LOADS, QUICK_GROUPS, QUICK_ROUNDS) if quick else (LOADS, GROUPS, ROUNDS)
+    return _measure("cuda", gpu.arch, units, size, forms, event_stopwatch, datasheet(gpu.name, units), progress)
+
+
+def rehearse(progress: Progress) -> tuple[dict, list[Row]]:
+    """The same on a CPU: kernels are compiled and checked, and torch moves the bytes in their place."""
+    arch = _arch_with_compiler()
+    forms = ((1, 4), (1,), 3)
+    return _measure("cpu", arch, 3, 3 * 64 * KIB, forms, host_stopwatch, PRODUCTS["H100 SXM"], progress)
+
+
+def _arch_with_compiler() -> str:
+    for arch in ("sm_90", "gfx950"):
+        try:
+            compile_stream(arch, "read", 1)
+            return arch
+        except CompilerMissing:
+            continue
+    raise CompilerMissing("bytes_in_flight compiles its kernels where it runs: no nvcc or NVRTC, and no clang")
+
+
+def _measure(
+    where: str,
+    arch: str,
+    units: int,
+    size: int,
+    forms: tuple[tuple[int, ...], tuple[int, ...], int],
+    stopwatch: Stopwatch,
+    product,
+    progress: Progress,
+) -> tuple[dict, list[Row]]:
+    loads, groups, rounds = forms
+    cases = [(kernel, g, n) for kernel in KERNELS for n in loads for g in groups]
+    with contextlib.ExitStack() as stack:
+        candidates, binaries = _candidates(stack, where, arch, units, size, cases, progress)
+        progress(len(cases), len(cases) + 1, "timing")
+        seconds = take_turns(candidates, stopwatch, rounds=rounds)
+    progress(len(cases) + 1, len(cases) + 1, "done")
+    reference = [2 * size / s for s in seconds[REFERENCE]]
+    rows = []
+    for kernel, g, n in cases:
+        if (kernel, g, n) not in binaries:
+            continue
+        moved = size * (2 if kernel == "copy" else 1)
+        rates = [moved / s for s in seconds[str((kernel, g, n))]]
+        rate, ratio = spread(rates), spread([r / c for r, c in zip(rates, reference)])
+        binary = binaries[kernel, g, n]
+        flight = in_flight(arch, g, n)
+        rows.append(
+            {
+                "kernel": kernel,
+                "waves_per_unit": g * device(arch).simds,
+                "loads": n,
+                "bytes_in_flight": flight,
+                "registers": binary.registers,
+                **{f"bytes_per_s_{p}": value for p, value in vars(rate).items()},
+                **{f"ratio_to_reference_{p}": value for p, value in vars(ratio).items()},
+                "fraction_of_datasheet": product and rate.p50 / product.hbm_bytes_per_s,
+                # of what is read; where it is the same for few bytes in flight, it is the latency
+                "in_flight_over_rate_s": flight * units / (rate.p50 * size / moved),
+                "wrong_words": 0,
+            }
+        )
+    method = {
+        "timer": "device events" if where == "cuda" else "host clock, rehearsal",
+        "rounds": rounds,
+        "buffer_bytes": size,
+        "input": f"random 32-bit words, seed {SEED}",
+        "reference": REFERENCE,
+        "shared": "dynamic, as much as lets exactly so many groups in",
+        "compiler": next(iter(binaries.values())).compiler,
+    }
+    return method, rows
+
+
+def _candidates(stack, where, arch, units, size, cases, progress) -> tuple[dict[str, Candidate], dict]:
+    """What is timed, every one checked on the whole buffer; the machine code of each."""
+    import torch
+
+    generator = torch.Generator(where).manual_seed(SEED)
+    source = torch.randint(-(2**31), 2**31 - 1, (size // 4,), dtype=torch.int32, device=where, generator=generator)
+    target = torch.empty_like(source)
+    parity = _parity(source)
+    binaries, candidates = {}, {REFERENCE: lambda i: target.copy_(source)}
+    for done, case in enumerate(cases):
+        kernel, groups, loads = case
+        progress(done, len(cases) + 1, f"{kernel}, {groups} groups a unit, {loads} loads")
+        binary = compile_stream(arch, kernel, loads)
+        if loads_before_use(binary) != loads:
+            raise ExperimentError(
+                f"{kernel} with {loads} loads: the machine code has {loads_before_use(binary)} before the first use"
+            )
+        threads, shared = threads_of(arch), shared_ceilings(arch).get(groups)
+        if shared is None or binary.occupancy(threads, dynamic_shared_bytes=shared).groups_per_unit != groups:
+            continue  # registers or slots admit fewer
+        words = torch.empty(units * groups * threads, dtype=torch.int32, device=where)
+        run = _runner(stack, where, binary, threads, shared, units * groups, source, target, words, size // 16, kernel)
+        _check(case, run, source, target, words, parity)
+        binaries[case], candidates[str(case)] = binary, run
+    return candidates, binaries
+
+
+def _runner(stack, where, binary, threads, shared, groups, source, target, words, vectors, kernel) -> Candidate:
+    if where == "cuda":
+        from chipmath.experiments.launching import loaded
+
+        enqueue = stack.enter_context(loaded(binary, threads, dynamic_shared_bytes=shared))
+        return lambda i: enqueue(groups, [source, target, words, vectors, groups])
+    if kernel == "copy":
+        return lambda i: target.copy_(source)
+
+    def read(i: int) -> None:
+        words.zero_()
+        words[0] = _parity(source)
+
+    return read
+
+
+def _check(case, run: Candidate, source, target, words, parity: int) -> None:
+    """A wrong kernel has no time: the copy is compared word by word, the read by the parity of all words."""
+    target.copy_(~source)  # poison: every word is wrong
+    words.fill_(1)
+    run(0)
+    wrong = int((target != source).sum()) if case[0] == "copy" else int(_parity(words) != parity)
+    if wrong:
+        raise ExperimentError(f"{case[0]} with {case[1]} groups a unit and {case[2]} loads is wrong: it is not timed")
+
+
+def _parity(words) -> int:
+    """Exclusive or of all words (int32 tensor), by halving."""
+    import torch
+
+    words = words.clone()
+    while len(words) > 1:
+        half = len(words) // 2
+        odd = words[2 * half :]
+        words = torch.cat([words[:half] ^ words[half : 2 * half], odd])
+    return int(words[0])
+
+
+def predict() -> list[Row]:
+    """Little's law on data sheets, for two assumed latencies."""
+    return [
+        {
+            "device": product.name,
+            "latency_s": latency,
+            "bytes_in_flight": product.hbm_bytes_per_s * latency / product.units,
+            "loads_of_a_full_unit": product.hbm_bytes_per_s * latency / product.units / (max_threads * 16),
+        }
+        for product in PRODUCTS.values()
+        for max_threads in [device(product.arch).max_waves * device(product.arch).wave_lanes]
+        for latency in LATENCIES_S
+    ]
+
+
+EXPERIMENT = MeasuredExperiment(
+    name="bytes_in_flight",
+    question="How many bytes must be in flight on a unit to keep memory busy?",
+    sources=(
+        *("experiments/bytes_in_flight.py", "experiments/in_flight.cu", "experiments/launching.py"),
+        *("experiments/timing.py", "mini_hip.h"),
+    ),
+    keys={
+        "kernel": "read or copy",
+        "waves_per_unit": "resident on a CU or SM; set by shared memory",
+        "loads": "of 16 bytes, outstanding in every thread",
+    },
+    values={
+        "bytes_in_flight": "of reads, on a unit",
+        "registers": "per thread",
+        "bytes_per_s_p10": "read, and written by the copy; over the rounds",
+        "bytes_per_s_p50": "median",
+        "bytes_per_s_p90": "",
+        "ratio_to_reference_p10": "to torch's copy in the same round, as rates",
+        "ratio_to_reference_p50": "median",
+        "ratio_to_reference_p90": "",
+        "fraction_of_datasheet": "of the card's bandwidth in chipmath.devices",
+        "in_flight_over_rate_s": "bytes in flight over bytes read a second: the latency, until memory is busy",
+        "wrong_words": "0, or the kernel is not timed",
+    },
+    measure=measure,
+    rehearse=rehearse,
+    predict=predict,
+    prediction="Little's law, bandwidth times latency, with the data sheet's bandwidth and assumed latencies",
+    shown={
+        "device": Shown("card"),
+        "latency_s": Shown("assumed latency, ns", ".0f", 1e9),
+        "kernel": Shown("kernel"),
+        "waves_per_unit": Shown("waves per unit"),
+        "loads": Shown("loads a thread"),
+        "bytes_in_flight": Shown("KiB in flight per unit", ".1f", 1 / KIB),
+        "loads_of_a_full_unit": Shown("16-byte loads a thread at full occupancy", ".2f"),
+        "bytes_per_s_p50": Shown("TB/s", ".2f", 1e-12),
+        "ratio_to_reference_p50": Shown("of torch's copy", ".2f"),
+        "in_flight_over_rate_s": Shown("in flight / rate, ns", ".0f", 1e9),
+    },
+)

@@ -1,0 +1,229 @@
+"""MXFP8 products by every route that this GPU has, in turns with cuBLAS (or hipBLASLt) in bfloat16 and FP8.
+
+All get the same random data. A route is held against float64 before it is timed, on rows from the whole matrix. What a
+route does to its operands beforehand is timed apart, as it is written here: in torch operations, except for
+dequantize_cublas, whose time holds its conversions.
+"""
+
+from chipmath.crosscompile import _triton
+from chipmath.devices import MIB, PRODUCTS
+from chipmath.experiments import gemm_routes
+from chipmath.experiments.experiment import ExperimentError, MeasuredExperiment, Progress, Row, Shown
+from chipmath.experiments.gemm_routes import KERNEL_ROUTES, OPERANDS, chosen, tensor_clocks
+from chipmath.experiments.timing import Candidate, Stopwatch, event_stopwatch, host_stopwatch, spread, take_turns
+from chipmath.gpu import Gpu
+from chipmath.recordings import newest
+
+SHAPES, QUICK_SHAPES = ((4096, 4096, 4096), (8192, 8192, 8192), (8192, 4096, 14336)), ((4096, 4096, 4096),)
+ROUNDS, QUICK_ROUNDS = 15, 5
+CHECKED_ROWS = 64
+SEED = 0
+REFERENCE = "bfloat16 product"
+FP8_REFERENCE = "FP8 product, one scale"
+# Norm of the error over norm of the result. Products are exact; float32 sums of K random terms lose about
+# sqrt(K) * 2**-24, so 1e-5 leaves room for tensor cores that truncate. Those of Hopper's FP8 keep some 14 bits.
+TOLERANCES = dict.fromkeys(("dot_scaled", "fp16_relative", "dequantize_cublas", REFERENCE), 1e-5)
+TOLERANCES |= dict.fromkeys(("folded_128", "folded_cublas", FP8_REFERENCE), 2e-3)
+
+
+def measure(gpu: Gpu, quick: bool, progress: Progress) -> tuple[dict, list[Row]]:
+    """Method and rows on torch's current GPU."""
+    _triton()  # says how to get it where it is missing
+    shapes = QUICK_SHAPES if quick else SHAPES
+    needed = max(16 * (m * k + n * k) + 12 * m * n for m, n, k in shapes)
+    if gpu.memory_bytes < 2 * needed:
+        raise ExperimentError(f"gemm_speed wants {2 * needed // MIB} MiB, this GPU has {gpu.memory_bytes // MIB}")
+    rounds = QUICK_ROUNDS if quick else ROUNDS
+    return _measure("cuda", gpu.arch, shapes, event_stopwatch, rounds, progress)
+
+
+def rehearse(progress: Progress) -> tuple[dict, list[Row]]:
+    """The same on a CPU, small: Triton's interpreter runs the kernels."""
+    return _measure("cpu", "cpu", ((64, 48, 128),), host_stopwatch, 3, progress)
+
+
+def _measure(
+    where: str,
+    arch: str,
+    shapes: tuple[tuple[int, int, int], ...],
+    stopwatch: Stopwatch,
+    rounds: int,
+    progress: Progress,
+) -> tuple[dict, list[Row]]:
+    rows, left_out = [], {}
+    for done, shape in enumerate(shapes):
+        m, n, k = shape
+        progress(done, len(shapes), f"{m} x {n} x {k}")
+        candidates, errors, conversions, refused = _candidates(where, arch, shape)
+        left_out |= refused
+        seconds = take_turns({**candidates, **conversions}, stopwatch, rounds=rounds)
+        for name in candidates:
+            time, ratio = spread(seconds[name]), spread([r / s for r, s in zip(seconds[REFERENCE], seconds[name])])
+            rate = spread([2 * m * n * k / s for s in seconds[name]])
+            conversion = seconds.get(f"convert for {name}")
+            rows.append(
+                {"route": name, "m": m, "n": n, "k": k}
+                | {f"s_{p}": value for p, value in vars(time).items()}
+                | {f"flop_per_s_{p}": value for p, value in vars(rate).items()}
+                | {f"speed_of_reference_{p}": value for p, value in vars(ratio).items()}
+                | {"conversion_s": conversion and spread(conversion).p50, "relative_error": errors[name]}
+            )
+    progress(len(shapes), len(shapes), "done")
+    method = {
+        "timer": "device events" if where == "cuda" else "host clock, rehearsal",
+        "rounds": rounds,
+        "input": f"standard normal, seed {SEED}, quantized by rceil to E4M3",
+        "reference": f"{REFERENCE} of the same values, float32 result",
+        "checked": f"{CHECKED_ROWS} rows against float64 before timing",
+        "left_out": left_out,
+        "conversion": "of both operands, in torch operations; dequantize_cublas converts inside its time",
+    }
+    return method, rows
+
+
+def routes_of(arch: str) -> list[str]:
+    """The routes that a chip has; a CPU interprets the kernels."""
+    from chipmath.matmul_gpu import ROUTE_ARCHS
+
+    if arch == "cpu":
+        return [*KERNEL_ROUTES, "dequantize_cublas"]
+    return [route for route, archs in ROUTE_ARCHS.items() if arch in archs]
+
+
+def _candidates(where: str, arch: str, shape: tuple[int, int, int]):
+    """What is timed, with its error, the conversions that routes do beforehand, and what a library refused to do."""
+    import torch
+
+    from chipmath import matmul_gpu
+    from chipmath.formats import E4M3
+    from chipmath.quantize import quantize
+
+    m, n, k = shape
+    generator = torch.Generator(where).manual_seed(SEED)
+    a, b = (quantize(torch.randn(rows, k, device=where, generator=generator), E4M3, "rceil") for rows in (m, n))
+    checked = torch.arange(0, m, max(m // CHECKED_ROWS, 1), device=where)
+    exact = a.dequantize(torch.float64)[checked] @ b.dequantize(torch.float64).T
+    wide_a, wide_b = matmul_gpu.dequantize(a), matmul_gpu.dequantize(b)
+    candidates: dict[str, Candidate] = {REFERENCE: lambda i: matmul_gpu._bfloat16_product(wide_a, wide_b)}
+    conversions: dict[str, Candidate] = {}
+    refused: dict[str, str] = {}
+    for route in routes_of(arch):
+        if route == "dequantize_cublas":
+            matmul_gpu.plan(a, b, route)  # its check; what is timed converts each time
+            candidates[route] = lambda i: matmul_gpu._bfloat16_product(
+                matmul_gpu.dequantize(a), matmul_gpu.dequantize(b)
+            )
+            continue
+        multiply = matmul_gpu.plan(a, b, route)
+        if route == "folded_cublas" and (why := _refusal(multiply)):
+            refused[route] = why
+            continue
+        candidates[route] = lambda i, multiply=multiply: multiply()
+        conversions[f"convert for {route}"] = lambda i, route=route: matmul_gpu.plan(a, b, route)
+    if where == "cuda" and arch in matmul_gpu.ROUTE_ARCHS["folded_128"] + matmul_gpu.NATIVE_SCALES:
+        multiply, codes = _fp8_reference(a, b, checked)
+        if why := _refusal(multiply):
+            refused[FP8_REFERENCE] = why
+        else:
+            candidates[FP8_REFERENCE] = lambda i: multiply()
+    expected = {name: codes if name == FP8_REFERENCE else exact for name in candidates}
+    errors = {name: _checked(name, candidate, checked, expected[name]) for name, candidate in candidates.items()}
+    return candidates, errors, conversions, refused
+
+
+def _refusal(multiply) -> str:
+    """Why the installed library does not do this product; empty if it does. The recording says so in left_out."""
+    try:
+        multiply()
+    except (RuntimeError, ValueError) as error:  # NotImplementedError (cublasLt before 12.9) is a RuntimeError
+        return str(error).splitlines()[0]
+    return ""
+
+
+def _fp8_reference(a, b, checked):
+    """The codes' own product, without block scales: what the FP8 tensor cores reach through the library."""
+    import torch
+
+    codes_a, codes_b = (x.elements.view(torch.float8_e4m3fn) for x in (a, b))
+    one = torch.ones((), device=codes_a.device)
+
+    def multiply():
+        return torch._scaled_mm(codes_a, codes_b.T, scale_a=one, scale_b=one, out_dtype=torch.float32)
+
+    exact = a.fmt.decode(a.elements[checked]).double() @ b.fmt.decode(b.elements).double().T
+    return multiply, exact
+
+
+def _checked(name: str, candidate: Candidate, checked, exact) -> float:
+    """Norm of the error over the checked rows; a wrong product is never timed."""
+    error = float((candidate(0)[checked].double() - exact).norm() / exact.norm())
+    if not error <= TOLERANCES[name]:
+        raise ExperimentError(f"{name}: relative error {error:.3g}, allowed {TOLERANCES[name]:g}: it is not timed")
+    return error
+
+
+def predict() -> list[Row]:
+    """What the compiled loops admit on an H100: the busier of tensor cores and issue slots, or one after the other."""
+    compiled, product = newest(gemm_routes.EXPERIMENT.name), PRODUCTS["H100 SXM"]
+    rows = []
+    for route in KERNEL_ROUTES:
+        case = chosen(product.arch, route)
+        tile = (case["tile_m"], case["tile_n"], case["tile_k"])
+        tensor = tensor_clocks(product.arch, OPERANDS[route], tile)
+        issue = compiled.cell("issue_clocks", **case)
+        flop = 2 * tile[0] * tile[1] * tile[2] * product.units * product.matrix_clock_hz
+        rows.append(
+            {
+                "device": product.name,
+                "route": route,
+                "tensor_clocks": tensor,
+                "issue_clocks": issue,
+                "flop_per_s_at_most": flop / max(tensor, issue),
+                "flop_per_s_without_overlap": flop / (tensor + issue),
+            }
+        )
+    return rows
+
+
+EXPERIMENT = MeasuredExperiment(
+    name="gemm_speed",
+    question="How fast is an MXFP8 product by each route, beside the library's bfloat16 and FP8 products?",
+    sources=(
+        *("experiments/gemm_speed.py", "experiments/timing.py"),
+        *("matmul_gpu.py", "matmul_kernels.py", "matmul_tiles.py"),
+    ),
+    keys={"route": "of chipmath.matmul_gpu, or a reference", "m": "rows", "n": "columns", "k": "summed over"},
+    values={
+        "s_p10": "seconds a product",
+        "s_p50": "median",
+        "s_p90": "",
+        "flop_per_s_p10": "2 m n k over the time",
+        "flop_per_s_p50": "median",
+        "flop_per_s_p90": "",
+        "speed_of_reference_p10": "time of the bfloat16 product of the same round over the route's",
+        "speed_of_reference_p50": "median",
+        "speed_of_reference_p90": "",
+        "conversion_s": "preparing both operands beforehand, checks included; None: nothing to do, or inside s",
+        "relative_error": "norm of the difference to float64 over norm of the product",
+    },
+    measure=measure,
+    rehearse=rehearse,
+    predict=predict,
+    prediction="the most that the compiled loop admits on an H100, issue slots and tensor cores overlapped or not",
+    predicted_from=gemm_routes.EXPERIMENT.name,
+    shown={
+        "device": Shown("card"),
+        "route": Shown("route"),
+        "m": Shown("M"),
+        "n": Shown("N"),
+        "k": Shown("K"),
+        "tensor_clocks": Shown("tensor-core clocks a step", ".0f"),
+        "issue_clocks": Shown("issue clocks a step", ".0f"),
+        "flop_per_s_at_most": Shown("TFLOP/s at most", ".0f", 1e-12),
+        "flop_per_s_without_overlap": Shown("without overlap", ".0f", 1e-12),
+        "flop_per_s_p50": Shown("TFLOP/s", ".0f", 1e-12),
+        "speed_of_reference_p50": Shown("speed of the bfloat16 product", ".2f"),
+        "conversion_s": Shown("converting, ms", ".2f", 1e3),
+        "relative_error": Shown("relative error", ".1e"),
+    },
+)

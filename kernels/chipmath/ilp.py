@@ -1,0 +1,139 @@
+"""Independent chains per wave against waves per SIMD: what ilp_timed.cu and ilp_timed.hip are given and must give back.
+
+A wave issues CHAINS independent chains of one instruction, and dynamic shared memory alone sets how many waves a SIMD
+holds. Little's law knows only the product: with T clocks an instruction occupies the unit, L clocks until its result
+can be added to, and x = waves per SIMD * chains per wave,
+
+    instructions a clock and SIMD = min(1 / T, x / L)
+
+so every point of a sweep lies on one curve in x. Time is the unit's own clock, so no frequency enters.
+"""
+
+from dataclasses import dataclass
+
+from chipmath.devices import DEVICES
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction of the sweep: its shape, how it is compiled, and what the data sheet's rate says of it.
+
+    products     multiply-adds
+    waves        that issue it together (a warpgroup has four)
+    columns      N: each element of A meets so many ones of B
+    a_elements   of one chain, for all waves that issue it together
+    encoding     of A's and B's elements in the words that the kernel reads
+    depth        instructions of each chain in a step of the loop
+    rate         key of ``devices.DEVICES[arch].matrix_rates``; None: not a matrix instruction
+    """
+
+    arch: str
+    opcode: str  # how the machine code calls it, as a regular expression
+    macros: dict[str, object]
+    products: int
+    waves: int
+    columns: int
+    a_elements: int
+    encoding: str
+    depth: int
+    threads: int
+    most_chains: int
+    rate: str | None
+
+    @property
+    def flop_per_clock_at_most(self) -> float | None:
+        """Of the whole unit, at the data sheet's rate; FFMA: one a lane and clock (H100 white paper: 128 an SM)."""
+        return 2.0 * 128 if self.rate is None else DEVICES[self.arch].matrix_rates[self.rate]
+
+
+INSTRUCTIONS = {
+    "FFMA": Instruction(
+        *("sm_90", r"FFMA", {"KIND": "FFMA"}),
+        *(32, 1, 1, 32, "float32", 64, 128, 8, None),
+    ),
+    "mma.sync m16n8k16 bf16": Instruction(
+        *("sm_90", r"HMMA\.16816\.F32\.BF16", {"KIND": "MMA_BF16"}),
+        *(16 * 8 * 16, 1, 8, 16 * 16, "bfloat16", 8, 128, 8, "bf16"),
+    ),
+    "wgmma m64n64k32 e4m3": Instruction(
+        *("sm_90", r"QGMMA\.64x64x32\.F32\.E4M3\.E4M3", {"KIND": "WGMMA_E4M3"}),
+        *(64 * 64 * 32, 4, 64, 64 * 32, "e4m3", 1, 128, 6, "fp8"),
+    ),
+    "mfma 16x16x128": Instruction(
+        *("gfx950", r"v_mfma_f32_16x16x128_f8f6f4", {"SCALED": 0}),
+        *(16 * 16 * 128, 1, 16, 16 * 128, "e4m3", 8, 256, 8, "fp8"),
+    ),
+    "mfma_scale 16x16x128": Instruction(
+        *("gfx950", r"v_mfma_scale_f32_16x16x128_f8f6f4", {"SCALED": 1}),
+        *(16 * 16 * 128, 1, 16, 16 * 128, "e4m3", 8, 256, 8, "fp8"),
+    ),
+}
+
+
+def expected_fraction(chains_per_simd: float, clocks: float, latency: float) -> float:
+    """Share of an instruction's best rate by Little's law: T is ``clocks``, L is ``latency``."""
+    return min(1.0, chains_per_simd * clocks / latency)
+
+
+def operands(name: str, chains: int, seed: int = 0):
+    """The words that the kernel reads (int32 tensor), and the sum of all elements of A that are in them.
+
+    A holds -1, 0, 1 and 2 at random, B ones. wgmma has one A for all chains.
+    """
+    import torch
+
+    instruction = INSTRUCTIONS[name]
+    shared = name.startswith("wgmma")
+    count = instruction.a_elements * (1 if shared else chains)
+    a = torch.randint(-1, 3, (count,), generator=torch.Generator().manual_seed(seed))
+    lanes = DEVICES[instruction.arch].wave_lanes
+    b_count = {"float32": lanes, "bfloat16": 2 * 2 * lanes, "e4m3": 64 * 32 if shared else 8 * 4 * lanes}
+    ones = torch.ones(b_count[instruction.encoding], dtype=torch.long)
+    words = torch.cat([_words(a, instruction.encoding), _words(ones, instruction.encoding)])
+    return words, int(a.sum()) * (chains if shared else 1)
+
+
+def _words(whole, encoding: str):
+    import torch
+
+    from chipmath.formats import E4M3
+
+    if encoding == "e4m3":
+        return E4M3.encode(whole.float()).view(torch.int32)
+    return whole.to({"float32": torch.float32, "bfloat16": torch.bfloat16}[encoding]).view(torch.int32)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a launch left behind: sums of every thread; of every group its first and last clock and its unit."""
+
+    sums: list[int]
+    starts: list[int]
+    stops: list[int]
+    units: list[int]
+
+
+def span_of_units(trace: Trace, groups_per_unit: int) -> list[int]:
+    """Clocks from the first start to the last stop on each unit, if all its groups were there together.
+
+    Raises ValueError where a unit held another number of groups, or one had left before another came.
+    """
+    spans = []
+    for unit in sorted(set(trace.units)):
+        mine = [i for i, where in enumerate(trace.units) if where == unit]
+        if len(mine) != groups_per_unit:
+            raise ValueError(f"unit {unit} held {len(mine)} groups, not {groups_per_unit}")
+        starts, stops = [trace.starts[i] for i in mine], [trace.stops[i] for i in mine]
+        if max(starts) >= min(stops):
+            raise ValueError(f"on unit {unit} a group left {max(starts) - min(stops)} clocks before another came")
+        spans.append(max(stops) - min(starts))
+    return spans
+
+
+def wrong_waves(trace: Trace, name: str, a_sum: int, iterations: int) -> int:
+    """How many waves (or warpgroups) added up to anything but iterations * N * sum(A), which is exact."""
+    instruction = INSTRUCTIONS[name]
+    size = DEVICES[instruction.arch].wave_lanes * instruction.waves
+    expected = iterations * instruction.columns * a_sum
+    sums = [sum(trace.sums[at : at + size]) for at in range(0, len(trace.sums), size)]
+    return sum(found != expected for found in sums)

@@ -1,0 +1,556 @@
+"""Products by route: what enters the tensor cores, exactly; the kernels, interpreted; their machine code, compiled.
+
+Triton decides when it is imported whether kernels are interpreted, so one test runs this file again in a process where
+they are. The interpreter is trusted for control flow and float32 sums of exact data, and not for FP8 specials or the
+subnormal numbers of E5M2 in float16, which it gets wrong (Triton 3.6 to 3.9): those never reach it here.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from chipmath import matmul as reference
+from chipmath import matmul_gpu
+from chipmath.experiments import ExperimentError, gemm_routes, gemm_speed
+from chipmath.formats import E2M1, E4M3, E5M2, E8M0, INT8
+from chipmath.matmul_gpu import ROUTE_ARCHS, bf16_scales, fold, fp16_span, relative_scales, tile_table
+from chipmath.matmul_tiles import TILES
+from chipmath.quantize import MXTensor, quantize
+from chipmath.recordings import newest
+
+pytest.importorskip("triton")
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not INTERPRETING, reason="runs in the interpreter: test_kernels_under_the_interpreter")
+KERNEL_ROUTES = ("dot_scaled", "fp16_relative", "folded_128")
+ROUTE_CASES = (*KERNEL_ROUTES, "dequantize_cublas")
+EIGHT_BITS = [E4M3, E5M2]
+NAN = E8M0.nan_code
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def whole_numbers(*shape, exponents=(0, 1), seed=0, fmt=E4M3):
+    """Elements -8 … 8 that are whole, with scale exponents from a range: sums of few bits, exact in any order."""
+    values = torch.randint(-8, 9, shape, generator=seeded(seed)).float()
+    scales = torch.randint(*exponents, (*shape[:-1], shape[-1] // 32), generator=seeded(seed + 1))
+    return MXTensor(fmt.encode(values), E8M0.encode(scales), fmt, -1, 32)
+
+
+def with_exponents(*exponents, fmt=E4M3):
+    """One row; block i holds all finite codes in turn (again and again) and has the i-th scale."""
+    codes = torch.arange(256, dtype=torch.uint8)
+    codes = codes[fmt.decode(codes).isfinite()]
+    k = 32 * len(exponents)
+    every = torch.stack([codes.roll(-32 * i)[:32] for i in range(8)])
+    return [
+        MXTensor(part.repeat(len(exponents))[None, :k], E8M0.encode(torch.tensor([exponents])), fmt, -1, 32)
+        for part in every
+    ]
+
+
+def exact_in_half(mx):
+    """Whether relative scale times element is the same in float16 as in float64, and with its exponent the value."""
+    relative, exponent = relative_scales(mx)
+    wide = relative.repeat_interleave(32, -1)
+    halves = wide * mx.fmt.decode(mx.elements).half()
+    assert halves.dtype == torch.float16
+    doubles = wide.double() * mx.fmt.decode(mx.elements).double()
+    assert torch.equal(doubles * torch.exp2(exponent.double())[:, None], mx.dequantize(torch.float64))
+    return torch.equal(halves.double(), doubles)
+
+
+# Float16 with relative scales
+
+
+@pytest.mark.parametrize(("fmt", "span"), [(E4M3, 22), (E5M2, 8)])
+def test_the_span_is_sharp(fmt, span, monkeypatch):
+    """Every code of the format is a float16 in all blocks at this span, and one binade more loses one."""
+    assert fp16_span(fmt) == span
+    for base in (-100, 0, 100):
+        assert all(exact_in_half(mx) for mx in with_exponents(base, base - span, base - span // 2, fmt=fmt))
+    monkeypatch.setattr(matmul_gpu, "fp16_span", lambda fmt: 99)
+    assert not all(exact_in_half(mx) for mx in with_exponents(0, -span - 1, fmt=fmt))
+
+
+@pytest.mark.parametrize(("fmt", "span"), [(E4M3, 22), (E5M2, 8)])
+def test_a_wider_row_is_refused_by_name(fmt, span):
+    good, bad = with_exponents(0, -span, fmt=fmt)[0], with_exponents(5, 5 - span - 1, fmt=fmt)[0]
+    both = MXTensor(torch.cat([good.elements, bad.elements]), torch.cat([good.scales, bad.scales]), fmt, -1, 32)
+    with pytest.raises(ValueError, match=rf"row 1 span {span + 1} binades; route fp16_relative is exact up to {span}"):
+        relative_scales(both)
+
+
+def test_zero_blocks_have_no_say_and_nan_blocks_stay_nan():
+    x = torch.randn(3, 96, generator=seeded(0))
+    x[0, :32] = 0.0  # scale byte 0
+    x[1, 40] = torch.inf
+    mx = quantize(x, E4M3, "rceil")
+    relative, exponent = relative_scales(mx)
+    assert relative[0, 0] == 0
+    assert relative.isnan().tolist() == [[False] * 3, [False, True, False], [False] * 3]
+    assert exponent.tolist() == [int(row[row != NAN].max()) - 127 - 7 for row in mx.scales]
+
+
+# Folding
+
+
+def lowest_set_bits(values):
+    """Exponent of the lowest set bit of float32 numbers; zeros count as 0."""
+    numerators = (values.double() * 2.0**30).long()
+    return torch.where(values == 0, 0, (numerators & -numerators).double().log2().long() - 30)
+
+
+@pytest.mark.parametrize("fmt", EIGHT_BITS, ids=str)
+@pytest.mark.parametrize("down", [0, 1, 2, 3, 7, 15, 40])
+def test_folding_is_lossless_where_no_bit_falls_off_and_within_half_a_step_elsewhere(fmt, down):
+    for mx in with_exponents(3, 3 - down, 3, 3, fmt=fmt):
+        wide = fold(mx)
+        assert (wide.block, wide.scales.tolist()) == (128, [[3 + 127]])
+        before, after = mx.dequantize(torch.float64), wide.dequantize(torch.float64)
+        kept = lowest_set_bits(fmt.decode(mx.elements)) - torch.tensor([0, down, 0, 0]).repeat_interleave(32)
+        lossless = (kept >= fmt.emin - fmt.mantissa_bits) | (before == 0)
+        assert torch.equal(after[lossless], before[lossless])
+        assert (after[~lossless] != before[~lossless]).all()
+        assert ((after - before).abs() <= fmt.min_subnormal / 2 * 2.0**3).all()
+        assert torch.equal(after.signbit(), before.signbit())
+
+
+def test_folding_leaves_zero_and_nan_blocks_out():
+    x = torch.randn(2, 256, generator=seeded(1))
+    x[0, 32:64] = 0.0
+    x[1, 0:128] = 0.0
+    x[1, 130] = torch.nan
+    mx = quantize(x, E4M3, "floor")
+    wide = fold(mx)
+    assert wide.scales[0, 0] == mx.scales[0, [0, 2, 3]].max()
+    assert wide.scales[1].tolist() == [127, int(mx.scales[1, 5:].max())]
+    assert torch.equal(wide.dequantize().isnan(), mx.dequantize().isnan())
+    assert (wide.dequantize()[1, :128] == 0).all()
+
+
+@pytest.mark.parametrize(("rule", "bound"), [("rceil", 1e-6), ("floor", 1e-6)])
+def test_folding_gaussian_data_adds_little(rule, bound):
+    """Half a smallest step is 2**-10 of a scale whose block holds numbers up to 2**8; few elements lose even that."""
+    x = torch.randn(256, 1024, generator=seeded(2))
+    mx = quantize(x, E4M3, rule)
+    added = fold(mx).dequantize() - mx.dequantize()
+    assert 0 < float(added.norm() / x.norm()) <= bound
+
+
+@pytest.mark.parametrize("k", [32, 96, 160])
+def test_what_does_not_fold_is_refused(k):
+    with pytest.raises(ValueError, match=f"K = {k} in blocks of 32 does not fold into blocks of 128"):
+        fold(quantize(torch.ones(2, k), E4M3, "rceil"))
+
+
+# Bfloat16
+
+
+@pytest.mark.parametrize("fmt", [E4M3, E5M2, E2M1, INT8], ids=str)
+def test_every_element_is_a_normal_bfloat16_within_these_scales_and_not_beyond(fmt):
+    low, high = bf16_scales(fmt)
+    codes = torch.arange(1 << fmt.bits, dtype=torch.uint8)
+    values = fmt.decode(codes).double()
+    values = values[values.isfinite() & (values != 0)]
+    if not fmt.exponent_bits:
+        values = values[values != -2]  # the code that INT8 never emits
+
+    def all_normal(exponent):
+        scaled = values * 2.0**exponent
+        tiny, largest = torch.finfo(torch.bfloat16).smallest_normal, torch.finfo(torch.bfloat16).max
+        return bool(((scaled.bfloat16().double() == scaled) & (scaled.abs() >= tiny) & (scaled.abs() <= largest)).all())
+
+    assert all_normal(low)
+    assert all_normal(high)
+    assert not all_normal(low - 1)
+    assert not all_normal(high + 1)
+
+
+@pytest.mark.parametrize("exponent", [-118, 120])
+def test_scales_beyond_bfloat16_are_refused(exponent):
+    a = whole_numbers(3, 64)
+    b = whole_numbers(3, 64, exponents=(exponent, exponent + 1))
+    with pytest.raises(ValueError, match=rf"b: scale exponent {exponent} of row 0, block 0; .* with -117 to 119"):
+        matmul_gpu.matmul(a, b, "dequantize_cublas")
+
+
+@pytest.mark.parametrize("fmt", [E4M3, E5M2, E2M1, INT8], ids=str)
+def test_dequantized_operands_are_the_values(fmt):
+    a, b = whole_numbers(5, 96, exponents=(-3, 4), fmt=E4M3), quantize(torch.eye(64), fmt, "rceil")
+    a64 = MXTensor(a.elements[:, :64], a.scales[:, :2], E4M3, -1, 32)
+    assert torch.equal(matmul_gpu.matmul(a64, b, "dequantize_cublas"), a64.dequantize())
+
+
+# Routes
+
+
+def test_no_default_route():
+    a = whole_numbers(2, 32)
+    with pytest.raises(TypeError, match="route"):
+        matmul_gpu.matmul(a, a)
+
+
+A, B3 = whole_numbers(4, 128), whole_numbers(2, 3, 128)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "call"),
+    [
+        (ValueError, "route must be one of dot_scaled, .*, got 'fast'", lambda: matmul_gpu.matmul(A, A, "fast")),
+        (ValueError, "route folded_cublas does not run on a CPU .*; it does on sm_90",
+         lambda: matmul_gpu.matmul(A, A, "folded_cublas")),
+        (ValueError, "b holds E2M1; route fp16_relative takes E4M3 and E5M2",
+         lambda: matmul_gpu.matmul(A, quantize(torch.ones(4, 128), E2M1, "rceil"), "fp16_relative")),
+        (ValueError, "a holds E5M2; route folded_cublas takes E4M3",
+         lambda: matmul_gpu.matmul(whole_numbers(4, 128, fmt=E5M2), A, "folded_cublas")),
+        (ValueError, "a has blocks of 64",
+         lambda: matmul_gpu.matmul(*[quantize(torch.ones(4, 128), E4M3, "rceil", block=64)] * 2, "dequantize_cublas")),
+        (ValueError, "K differs: 128 in a, 32 in b",
+         lambda: matmul_gpu.matmul(A, whole_numbers(4, 32), "dequantize_cublas")),
+        (ValueError, "a has 4 rows, sizes add up to 5",
+         lambda: matmul_gpu.grouped_matmul(A, B3, [2, 3], "dequantize_cublas")),
+    ],
+)  # fmt: skip
+def test_errors_name_the_value(error, message, call):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize("route", KERNEL_ROUTES)
+def test_kernels_need_a_gpu_or_the_interpreter(route, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match=f"route {route} does not run on a CPU without TRITON_INTERPRET=1"):
+        matmul_gpu.matmul(A, A, route)
+
+
+@pytest.mark.parametrize(
+    ("route", "arch"),
+    [("folded_128", "gfx942"), ("folded_cublas", "sm_100"), ("fp16_relative", "gfx90a"), ("dot_scaled", "sm_80")],
+)
+def test_chips_without_a_route_are_refused_by_name(route, arch, monkeypatch):
+    monkeypatch.setattr(matmul_gpu, "_arch", lambda where: arch)
+    with pytest.raises(ValueError, match=f"route {route} does not run on {arch}; it does on"):
+        matmul_gpu.matmul(A, A, route)
+
+
+@pytest.mark.parametrize("route", ["dot_scaled", "fp16_relative"])
+@pytest.mark.parametrize(("release", "refused"), [((3, 8), True), ((3, 9), False)])
+def test_old_triton_has_no_kernel_for_cdna3(route, release, refused, monkeypatch):
+    monkeypatch.setattr(matmul_gpu, "_arch", lambda where: "gfx942")
+    monkeypatch.setattr(matmul_gpu, "_triton_release", lambda: release)
+    monkeypatch.setitem(matmul_gpu._PLANS, route, lambda *a: lambda: "ran")
+    if refused:
+        with pytest.raises(ValueError, match=rf"{route} needs Triton 3\.9 or later on gfx942, this is 3\.8"):
+            matmul_gpu.matmul(A, A, route)
+    else:
+        assert matmul_gpu.matmul(A, A, route) == "ran"
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "gfx942"])
+def test_dot_scaled_checks_its_scales_where_the_chip_has_none(arch, monkeypatch):
+    monkeypatch.setattr(matmul_gpu, "_arch", lambda where: arch)
+    monkeypatch.setattr(matmul_gpu, "_triton_release", lambda: (3, 9))
+    monkeypatch.setattr(matmul_gpu, "_launch", lambda *a, **k: lambda: "ran")
+    far = whole_numbers(4, 128, exponents=(-127, -126))
+    with pytest.raises(ValueError, match="b: scale exponent -127 of row 0"):
+        matmul_gpu.matmul(A, far, "dot_scaled")
+    monkeypatch.setattr(matmul_gpu, "_arch", lambda where: "sm_100")
+    assert matmul_gpu.matmul(A, far, "dot_scaled") == "ran"
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "told"),
+    [(-127, 0, "-127 to -127 in a"), (-70, -70, "-70 to -70 in b"), (100, 100, "100 to 100 in a and 100 to 100 in b")],
+)
+def test_folded_scales_whose_products_leave_float32_are_refused(a, b, told, monkeypatch):
+    monkeypatch.setattr(matmul_gpu, "_arch", lambda where: "sm_90")
+    a, b = (whole_numbers(4, 128, exponents=(e, e + 1)) for e in (a, b))
+    with pytest.raises(ValueError, match=f"{told}.* between -126 and 127"):
+        matmul_gpu.matmul(a, b, "folded_128")
+
+
+def test_cublas_gets_folded_codes_and_scales_as_torch_wants_them(monkeypatch):
+    """In place of `scaled_mm`, its definition; strides as ATen's CUDA source checks them for BlockWise1x128."""
+    functional = torch.nn.functional
+    if not hasattr(functional, "scaled_mm"):
+        pytest.skip("torch without scaled_mm (before 2.10)")
+    recipe = functional.ScalingType.BlockWise1x128
+
+    def defined(left, right, left_scales, left_recipe, right_scales, right_recipe, *, output_dtype):
+        assert left_recipe == right_recipe == recipe
+        assert left.dtype == right.dtype == torch.float8_e4m3fn
+        assert (left.stride(1), right.stride(0)) == (1, 1)
+        for scales, rows in ((left_scales, len(left)), (right_scales, right.shape[1])):
+            assert scales.dtype == torch.float32
+            assert scales.shape == (rows, left.shape[1] // 128)
+            assert scales.stride() == (1, rows)
+        wide = left.float() * left_scales.repeat_interleave(128, 1)
+        return (wide @ (right.T.float() * right_scales.repeat_interleave(128, 1)).T).to(output_dtype)
+
+    monkeypatch.setattr(functional, "scaled_mm", defined)
+    monkeypatch.setattr(matmul_gpu, "_arch", lambda where: "sm_90")
+    a, b = whole_numbers(7, 256, exponents=(-2, 1)), whole_numbers(3, 16, 256, exponents=(-1, 2), seed=5)
+    out = matmul_gpu.grouped_matmul(a, b, [3, 0, 4], "folded_cublas")
+    assert torch.equal(out, reference.grouped_matmul(a, b, [3, 0, 4]))
+    with pytest.raises(ValueError, match="b has 3 rows a group; route folded_cublas needs a multiple of 16"):
+        matmul_gpu.grouped_matmul(whole_numbers(2, 128), B3, [1, 1], "folded_cublas")
+
+
+def test_tile_tables_cover_every_row_once():
+    table = tile_table([130, 0, 1, 128], 128)
+    assert table.tolist() == [[0, 0, 130], [0, 128, 130], [2, 130, 131], [3, 131, 259]]
+    assert tile_table([], 128).shape == (0, 3)
+
+
+# Kernels, compiled
+
+
+def recorded_rows():
+    rows = newest("gemm_routes").select()
+    taken = [row for row in rows if {key: row[key] for key in gemm_routes.EXPERIMENT.keys} in launched()]
+    assert len(taken) == len(launched())
+    return rows, taken
+
+
+def launched():
+    return [gemm_routes.chosen(arch, route) for route in KERNEL_ROUTES for arch in gemm_routes.ARCHS[route]]
+
+
+def test_no_launched_tile_spills_and_matrix_instructions_are_the_chips_best():
+    _, taken = recorded_rows()
+    assert {row["spills"] for row in taken} == {0}
+    opcodes = {(row["arch"], row["route"]): f"{row['matrix_opcodes']} {row['ptx']}" for row in taken}
+    for key, pattern in {
+        ("gfx950", "dot_scaled"): "v_mfma_scale_f32_32x32x64_f8f6f4",
+        ("sm_100", "dot_scaled"): r"UTCQMMA tcgen05\.mma.*mxf8f6f4\.block_scale",
+        ("sm_90", "dot_scaled"): r"HGMMA.*BF16 wgmma.*bf16",
+        ("sm_90", "fp16_relative"): r"HGMMA.*F32 wgmma.*f16\.f16",
+        ("sm_90", "folded_128"): r"QGMMA.*E4M3 wgmma.*e4m3",
+        ("gfx942", "dot_scaled"): "v_mfma_f32_32x32x8_bf16",
+        ("gfx950", "folded_128"): "v_mfma_f32_32x32x64_f8f6f4",
+    }.items():
+        assert re.match(pattern, opcodes[key]), (key, opcodes[key])
+
+
+def test_a_step_multiplies_the_whole_tile_once():
+    """A warpgroup's instruction is m64; the columns and K are in its name."""
+    _, taken = recorded_rows()
+    for row in taken:
+        if row["arch"] == "sm_90":
+            m, n, k = map(int, re.search(r"GMMA\.(\d+)x(\d+)x(\d+)", row["matrix_opcodes"]).groups())
+            done = row["matrix_instructions"] * m * n * k * row["num_warps"] // 4
+            assert done == row["tile_m"] * row["tile_n"] * row["tile_k"]
+
+
+def test_relative_scales_take_the_scalar_conversions_out_of_hoppers_loop():
+    _, taken = recorded_rows()
+    hopper = {row["route"]: row for row in taken if row["arch"] == "sm_90"}
+    assert hopper["dot_scaled"]["scalar_conversions"] > 0
+    assert hopper["fp16_relative"]["scalar_conversions"] == hopper["folded_128"]["conversions"] == 0
+    per_element = {route: row["instructions_per_element"] for route, row in hopper.items()}
+    assert per_element["fp16_relative"] <= 3
+    assert per_element["dot_scaled"] >= 2 * per_element["fp16_relative"]
+    assert per_element["folded_128"] <= 3
+
+
+def test_larger_tiles_were_tried_and_spill():
+    """What justifies the tiles: every recorded one with more products on sm_90 spills, or keeps one group less."""
+    rows, taken = recorded_rows()
+    for row in (row for row in taken if row["arch"] == "sm_90"):
+        size = row["tile_m"] * row["tile_n"]
+        larger = [
+            r for r in rows if (r["arch"], r["route"]) == ("sm_90", row["route"]) and r["tile_m"] * r["tile_n"] > size
+        ]
+        assert larger
+        assert all(r["spills"] or r["groups_per_unit"] < row["groups_per_unit"] for r in larger)
+
+
+def test_the_prediction_is_the_busier_unit():
+    rows = {row["route"]: row for row in gemm_speed.predict()}
+    for route, row in rows.items():
+        (m, n, k), _, _ = TILES[route, "NVIDIA"]
+        rate = 8192 if route == "folded_128" else 4096
+        assert row["tensor_clocks"] == 2 * m * n * k / rate
+        assert row["flop_per_s_at_most"] * max(row["tensor_clocks"], row["issue_clocks"]) == pytest.approx(
+            2 * m * n * k * 132 * 1.83e9
+        )
+        assert row["flop_per_s_without_overlap"] < row["flop_per_s_at_most"]
+    assert rows["dot_scaled"]["issue_clocks"] > rows["dot_scaled"]["tensor_clocks"]
+    assert rows["fp16_relative"]["issue_clocks"] < rows["fp16_relative"]["tensor_clocks"]
+
+
+def test_a_wrong_product_is_never_timed(monkeypatch):
+    exact = torch.ones(2, 2, dtype=torch.float64)
+    rows = torch.arange(2)
+    assert gemm_speed._checked("fp16_relative", lambda i: exact.float(), rows, exact) == 0
+    for wrong in (exact.float() + 1e-4, exact.float() * torch.nan):
+        with pytest.raises(ExperimentError, match=r"fp16_relative: relative error .*, allowed 1e-05: it is not timed"):
+            gemm_speed._checked("fp16_relative", lambda i, wrong=wrong: wrong, rows, exact)
+
+
+def test_what_a_library_refuses_is_told_and_not_timed(monkeypatch):
+    """cublasLt before 12.9: the other candidates go on, and the recording says which one is missing and why."""
+
+    def too_old():
+        raise NotImplementedError("scaling requires cublasLt >= 12.9\nC++ frames")
+
+    true = matmul_gpu.plan
+    monkeypatch.setattr(gemm_speed, "routes_of", lambda arch: ["folded_cublas", "dequantize_cublas"])
+    monkeypatch.setattr(
+        matmul_gpu, "plan", lambda a, b, route: too_old if route == "folded_cublas" else true(a, b, route)
+    )
+    method, rows = gemm_speed.rehearse(lambda *a: None)
+    assert method["left_out"] == {"folded_cublas": "scaling requires cublasLt >= 12.9"}
+    assert [row["route"] for row in rows] == [gemm_speed.REFERENCE, "dequantize_cublas"]
+
+
+def test_torch_without_scaled_mm_is_told(monkeypatch):
+    monkeypatch.setattr(matmul_gpu, "_arch", lambda where: "sm_90")
+    monkeypatch.delattr(torch.nn.functional, "scaled_mm", raising=False)
+    with pytest.raises(
+        ValueError, match=f"needs a torch with torch.nn.functional.scaled_mm, this is {torch.__version__[:4]}"
+    ):
+        matmul_gpu.matmul(A, A, "folded_cublas")
+
+
+def test_every_route_of_a_chip_is_timed():
+    assert gemm_speed.routes_of("sm_90") == list(ROUTE_ARCHS)
+    assert gemm_speed.routes_of("gfx942") == ["dot_scaled", "fp16_relative", "dequantize_cublas"]
+    assert set(gemm_speed.TOLERANCES) == {*ROUTE_ARCHS, gemm_speed.REFERENCE, gemm_speed.FP8_REFERENCE}
+
+
+# Kernels, interpreted
+
+
+SHAPES = [(130, 140, 128), (1, 1, 128), (128, 128, 384)]
+
+
+@interpreted
+@pytest.mark.parametrize("route", ROUTE_CASES)
+@pytest.mark.parametrize(("m", "n", "k"), SHAPES)
+def test_a_product_equals_the_reference(route, m, n, k):
+    a, b = whole_numbers(m, k, exponents=(-3, 4)), whole_numbers(n, k, exponents=(-3, 4), seed=3)
+    assert torch.equal(matmul_gpu.matmul(a, b, route), reference.matmul(a, b))
+
+
+@interpreted
+@pytest.mark.parametrize("route", ["dot_scaled", "fp16_relative"])
+@pytest.mark.parametrize("k", [32, 96, 160])
+def test_k_need_not_fill_a_tile(route, k):
+    a, b = whole_numbers(5, k, exponents=(-3, 4)), whole_numbers(6, k, exponents=(-3, 4), seed=3)
+    assert torch.equal(matmul_gpu.matmul(a, b, route), reference.matmul(a, b))
+
+
+@interpreted
+@pytest.mark.parametrize("route", ROUTE_CASES)
+def test_formats_may_differ(route):
+    a = whole_numbers(9, 128, exponents=(-1, 2))
+    b = MXTensor(
+        E5M2.encode(2.0 ** torch.randint(-2, 6, (8, 128), generator=seeded(9)).float()),
+        A.scales[:1].repeat(8, 1),
+        E5M2,
+        -1,
+        32,
+    )
+    assert torch.equal(matmul_gpu.matmul(a, b, route), reference.matmul(a, b))
+
+
+@interpreted
+@pytest.mark.parametrize("route", ROUTE_CASES)
+@pytest.mark.parametrize("sizes", [[3, 0, 130], [0, 0, 133], torch.tensor([133, 0, 0])], ids=str)
+def test_groups_equal_the_reference(route, sizes):
+    a, b = whole_numbers(133, 128, exponents=(-2, 3)), whole_numbers(3, 20, 128, exponents=(-2, 3), seed=7)
+    assert torch.equal(matmul_gpu.grouped_matmul(a, b, sizes, route), reference.grouped_matmul(a, b, sizes))
+
+
+@interpreted
+@pytest.mark.parametrize("route", ROUTE_CASES)
+def test_more_tiles_than_a_band(route):
+    """Ten tiles of rows, two of columns: every program finds its own."""
+    a, b = whole_numbers(9 * 128 + 5, 128), whole_numbers(130, 128, seed=3)
+    assert torch.equal(matmul_gpu.matmul(a, b, route), reference.matmul(a, b))
+
+
+@interpreted
+@pytest.mark.parametrize("route", ["dot_scaled", "fp16_relative", "dequantize_cublas"])
+def test_empty_products(route):
+    nothing, some = whole_numbers(0, 128), whole_numbers(3, 128)
+    assert matmul_gpu.matmul(nothing, some, route).shape == (0, 3)
+    assert matmul_gpu.matmul(some, nothing, route).shape == (3, 0)
+    assert matmul_gpu.grouped_matmul(nothing, whole_numbers(0, 7, 128), [], route).shape == (0, 7)
+
+
+@interpreted
+@pytest.mark.parametrize("route", ROUTE_CASES)
+def test_a_nan_scale_takes_its_row_only(route):
+    a, b = whole_numbers(4, 128), whole_numbers(5, 128, seed=3)
+    clean = reference.matmul(a, b)
+    a.scales[1, 2] = b.scales[4, 3] = NAN
+    out = matmul_gpu.matmul(a, b, route)
+    nan = torch.zeros(4, 5, dtype=torch.bool)
+    nan[1, :] = nan[:, 4] = True
+    if route == "folded_128":  # the interpreter decodes NaN codes as 480; what it was given is tested above
+        assert torch.equal(out[~nan], clean[~nan])
+    else:
+        assert torch.equal(out.isnan(), nan)
+        assert torch.equal(out[~nan], clean[~nan])
+
+
+@interpreted
+@pytest.mark.parametrize("fmt", EIGHT_BITS, ids=str)
+@pytest.mark.parametrize("rows", [1, 3, 65])
+def test_one_pass_dequantizes_every_number(fmt, rows):
+    """At both ends of the allowed scales, zero blocks and NaN blocks among them."""
+    low, high = bf16_scales(fmt)
+    numbers = torch.arange(fmt.max_code + 1, dtype=torch.uint8)
+    numbers = torch.cat([numbers, numbers + fmt.sign_code])[-224:].repeat(rows, 1)
+    scales = torch.tensor([low, high, 0, -3, high, low, 5]).repeat(rows, 1)
+    mx = MXTensor(numbers, E8M0.encode(scales), fmt, -1, 32)
+    mx.elements[0, 64:96], mx.scales[0, 2], mx.scales[0, 3] = 0, 0, NAN
+    out = matmul_gpu.dequantize(mx)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(
+        out.view(torch.int16)[~out.isnan()], mx.dequantize(torch.bfloat16).view(torch.int16)[~out.isnan()]
+    )
+    assert torch.equal(out.isnan(), mx.dequantize().isnan())
+
+
+@interpreted
+def test_rows_far_apart_meet_at_the_end():
+    """The product of the rows' exponents is within float32 where each alone, and each half, is near its limits."""
+    for exponent in ((120, -120), (-127, 127), (60, 60), (-60, -60), (-127, -127)):
+        a, b = (whole_numbers(3, 64, exponents=(e, e + 1), seed=s) for s, e in enumerate(exponent))
+        out, expected = matmul_gpu.matmul(a, b, "fp16_relative"), reference.matmul(a, b)
+        assert torch.equal(out, expected), exponent
+
+
+@interpreted
+def test_random_data_agree_within_float32_sums():
+    """K products, each exact: float32 sums differ by at most K * 2**-24 of the sum of magnitudes."""
+    x, y = torch.randn(33, 256, generator=seeded(0)), torch.randn(40, 256, generator=seeded(1))
+    a, b = quantize(x, E4M3, "rceil"), quantize(y, E4M3, "floor")
+    size = a.dequantize().abs() @ b.dequantize().abs().T
+    for route in ROUTE_CASES:
+        ours = (fold(a), fold(b)) if route == "folded_128" else (a, b)
+        error = (
+            matmul_gpu.matmul(a, b, route).double()
+            - ours[0].dequantize(torch.float64) @ ours[1].dequantize(torch.float64).T
+        ).abs()
+        assert bool((error <= 256 * 2.0**-24 * size).all()), route
+
+
+@pytest.mark.skipif(INTERPRETING, reason="already there")
+def test_kernels_under_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__)), "-m", "not slow"]
+    done = subprocess.run(
+        command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    passed = int(re.search(r"(\d+) passed", done.stdout)[1])
+    assert passed > 40, done.stdout[-2000:]
