@@ -75,8 +75,8 @@ def test_peaks_match_the_data_sheets(name, fmt, tera):
 
 
 # The vendors' published memory bandwidths, in TB/s: AMD Instinct MI300X and MI355X data sheets, NVIDIA H100 data sheet
-# (SXM), HGX B200 data sheet (64 for its eight GPUs).
-PUBLISHED_BANDWIDTH = {"MI300X": 5.3, "MI355X": 8.0, "H100 SXM": 3.35, "B200": 64 / 8}
+# (SXM), H200 data sheet, HGX B200 data sheet (64 for its eight GPUs).
+PUBLISHED_BANDWIDTH = {"MI300X": 5.3, "MI355X": 8.0, "H100 SXM": 3.35, "H200 SXM": 4.8, "B200": 64 / 8}
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
@@ -86,7 +86,8 @@ def test_memory_bandwidths_match_the_data_sheets(name):
 
 # Enabled units, and the highest matrix clock in GHz, from the sources named in the record: 8 XCDs of 38 and of 32 CUs,
 # 66 TPCs of 2 SMs.
-PUBLISHED_CHIPS = {"MI300X": (8 * 38, 2.1), "MI355X": (8 * 32, 2.4), "H100 SXM": (66 * 2, 1.83), "B200": (148, None)}
+PUBLISHED_CHIPS = {"MI300X": (8 * 38, 2.1), "MI355X": (8 * 32, 2.4), "H100 SXM": (66 * 2, 1.83)}
+PUBLISHED_CHIPS |= {"H200 SXM": PUBLISHED_CHIPS["H100 SXM"], "B200": (148, None)}
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
@@ -187,3 +188,10 @@ def test_two_chains_hide_every_matrix_instruction():
     """Little's law: ceil(L / T) independent accumulators keep a SIMD's matrix core busy."""
     for _, instruction, _ in INSTRUCTIONS:
         assert -(-instruction.result_clocks // instruction.issue_clocks) == 2, instruction.name
+
+
+def test_lanes_a_byte_worked_by_hand():
+    """H100: 132 SMs x 128 lanes x 1.98 GHz = 33.45e12 a second, over 3.35e12 bytes. MI355X: 256 x 64 x 2.4 / 8."""
+    assert PRODUCTS["H100 SXM"].vector_lanes_per_byte == pytest.approx(33.45 / 3.35, rel=1e-3)
+    assert PRODUCTS["MI355X"].vector_lanes_per_byte == pytest.approx(39.32 / 8, rel=1e-3)
+    assert PRODUCTS["H200 SXM"].vector_lanes_per_byte < PRODUCTS["H100 SXM"].vector_lanes_per_byte

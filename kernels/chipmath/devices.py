@@ -77,6 +77,7 @@ class ComputeUnit:
     special_scalars: int = 6  # VCC, FLAT_SCRATCH and XNACK_MASK, in .sgpr_count too (LLVM: getNumExtraSGPRs)
     barriers: int = 16  # per CU, one for each workgroup of two or more waves (LLVM: getMaxWorkGroupsPerCU)
     max_threads_per_group: int = 1024  # (LLVM: getMaxFlatWorkGroupSize)
+    vector_lanes_per_clock: int = 64  # 16 on each SIMD: a wave takes 4 clocks (rocprof "VALU")
 
     vendor = "AMD"
 
@@ -126,6 +127,7 @@ class Multiprocessor:
     shared_reserved_bytes: int = 1 * KIB  # in every block, for the driver (guide: "Shared Memory" of 8.x and later)
     max_barriers_per_group: int = 16  # barriers 0 to 15 (PTX ISA: barrier)
     max_threads_per_group: int = 1024  # (guide)
+    vector_lanes_per_clock: int = 128  # one instruction of a warp on each sub-partition (guide: "Multithreading")
 
     vendor = "NVIDIA"
 
@@ -165,6 +167,7 @@ class Product:
     hbm_bytes_per_s: float
     units: int  # enabled CUs or SMs
     matrix_clock_hz: float | None  # the highest clock the vendor states for matrix work
+    vector_clock_hz: float  # and for all else
 
     def peak_flop_per_s(self, fmt: str) -> float:
         """Dense matrix peak for operands in ``fmt``: units x clock x FLOP per clock."""
@@ -174,6 +177,12 @@ class Product:
         if self.matrix_clock_hz is None:
             raise ValueError(f"no clock on record for {self.name}, so no peak follows")
         return self.units * self.matrix_clock_hz * rates[fmt]
+
+    @property
+    def vector_lanes_per_byte(self) -> float:
+        """Lanes of vector instructions that can issue, at the highest clock, while memory moves a byte at full rate."""
+        lanes = self.units * DEVICES[self.arch].vector_lanes_per_clock
+        return lanes * self.vector_clock_hz / self.hbm_bytes_per_s
 
 
 # Passes and wait states as LLVM 24 schedules them; tests/test_devices.py reads them back out of compiled code.
@@ -243,6 +252,7 @@ PRODUCTS = {
         hbm_bytes_per_s=5.3e12,
         units=304,
         matrix_clock_hz=2.1e9,
+        vector_clock_hz=2.1e9,
     ),
     "MI355X": Product(
         "AMD Instinct MI355X",
@@ -251,6 +261,7 @@ PRODUCTS = {
         hbm_bytes_per_s=8.0e12,
         units=256,
         matrix_clock_hz=2.4e9,
+        vector_clock_hz=2.4e9,
     ),
     "H100 SXM": Product(
         "NVIDIA H100 SXM5 80GB",
@@ -259,14 +270,26 @@ PRODUCTS = {
         hbm_bytes_per_s=3.35e12,
         units=132,
         matrix_clock_hz=1.83e9,
+        vector_clock_hz=1.98e9,
+    ),
+    "H200 SXM": Product(
+        "NVIDIA H200 SXM5 141GB",
+        "sm_90",
+        source="NVIDIA H200 data sheet (memory); the processor is the H100's",
+        hbm_bytes_per_s=4.8e12,
+        units=132,
+        matrix_clock_hz=1.83e9,
+        vector_clock_hz=1.98e9,
     ),
     "B200": Product(
         "NVIDIA B200",
         "sm_100",
-        source="NVIDIA HGX B200 data sheet (bandwidth); cudaDeviceProp.multiProcessorCount (SMs)",
+        source="NVIDIA HGX B200 data sheet (bandwidth); cudaDeviceProp.multiProcessorCount (SMs); "
+        "1965 MHz is the clock that public benchmark logs name, for want of a document",
         hbm_bytes_per_s=8.0e12,
         units=148,
         matrix_clock_hz=None,
+        vector_clock_hz=1.965e9,
     ),
 }
 

@@ -17,6 +17,8 @@ from chipmath.experiments import (
     named_barriers,
     occupancy_price,
     one_equation,
+    quantizer_code,
+    quantizers,
     reference_quantizer,
     residency,
     residency_launches,
@@ -63,12 +65,14 @@ COMPILED = (
     named_barriers.EXPERIMENT,
     mx_step.EXPERIMENT,
     mx_lanes.EXPERIMENT,
+    quantizer_code.EXPERIMENT,
     gemm_routes.EXPERIMENT,
 )
 MEASURED = (
     copy_bandwidth.EXPERIMENT,
     residency.EXPERIMENT,
     reference_quantizer.EXPERIMENT,
+    quantizers.EXPERIMENT,
     ilp_sweep.EXPERIMENT,
     bytes_in_flight.EXPERIMENT,
     gemm_speed.EXPERIMENT,

@@ -17,7 +17,7 @@ ROTATION_BYTES = 2048 * MIB  # sources and targets; a read sees half: four times
 SEED = 0
 REFERENCE = "torch copy_"
 # How drivers name the cards on record. An H100 PCIe is another card; so is part of one (see `datasheet`).
-PRODUCT_OF = {"NVIDIA H100 80GB HBM3": "H100 SXM", "NVIDIA B200": "B200"} | {
+PRODUCT_OF = {"NVIDIA H100 80GB HBM3": "H100 SXM", "NVIDIA H200": "H200 SXM", "NVIDIA B200": "B200"} | {
     f"AMD Instinct {name}": name for name in ("MI300X", "MI355X")
 }
 

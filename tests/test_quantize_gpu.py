@@ -1,0 +1,437 @@
+"""The GPU quantizers: their bytes wherever a CPU can compute them, their code for every chip, and a GPU's own bytes.
+
+Three ways to the bytes without a GPU, none of which is the machine: the kernels' sources executed with layouts dropped
+and casts by the vendors' documents; Triton's interpreter for the row kernel, which rounds by integers there; and every
+number through the device functions one by one.
+"""
+
+import importlib.util
+import itertools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from chipmath import gluon_on_cpu, quantize_gpu
+from chipmath.devices import GIB
+from chipmath.experiments import EXPERIMENTS, ExperimentError, quantizer_code, quantizers
+from chipmath.formats import E2M1, E4M3, E5M2
+from chipmath.gpu import Gpu
+from chipmath.quantize import SCALE_RULES, MXTensor, quantize, scale_constant, to_blocked
+from test_quantize import GOLDEN, boundaries, every_float32_pattern
+
+KERNELS = Path(quantize_gpu.__file__).resolve().parent.parent
+FORMATS = (E4M3, E5M2)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+CHIPS = {"cvt": "sm_90", "scaled": "gfx950", "fnuz": "gfx942", "integer": "sm_80"}  # encoder -> a chip that has it
+X = torch.zeros(64, 64)
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@needs_triton
+@pytest.mark.parametrize("function", [quantize_gpu.quantize_rows, quantize_gpu.quantize_columns])
+def test_a_tensor_on_the_cpu_is_refused(function):
+    with pytest.raises(ValueError, match="must be on a GPU, got cpu; chipmath"):
+        function(X, E4M3, "floor")
+
+
+@pytest.mark.parametrize(
+    ("x", "fmt", "rule", "layout", "message"),
+    [
+        (X, E2M1, "floor", "plain", "fmt must be E4M3 or E5M2 on a GPU, got E2M1"),
+        (X, E4M3, "round", "plain", "scale_rule must be one of floor, ceil, rceil, even, got 'round'"),
+        (X, E4M3, "floor", "4x128", "scale_layout must be one of plain, 128x4, got '4x128'"),
+        (X.double(), E4M3, "floor", "plain", "x must be float32, bfloat16 or float16, got torch.float64"),
+        (torch.zeros(32, 40), E4M3, "floor", "plain", "axis -1 has size 40, which is not a multiple of the"),
+        (torch.zeros(40, 32), E4M3, "floor", "plain", "axis 0 has size 40"),
+        (torch.zeros(2, 32, 32), E4M3, "floor", "plain", r"x must be \(M, K\) here, got shape \(2, 32, 32\)"),
+        (torch.zeros(0, 1 << 21), E4M3, "floor", "plain", "at most 1048576 rows and columns here, got shape"),
+    ],
+)
+def test_what_both_directions_refuse(on_cpu, x, fmt, rule, layout, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        quantize_gpu.quantize_both(x, fmt, rule, scale_layout=layout)
+
+
+def test_a_missing_triton_is_named(monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "triton" else find_spec(name))
+    monkeypatch.setattr(quantize_gpu, "_require_gpu", lambda x: None)
+    with pytest.raises(ModuleNotFoundError, match="needs Triton, which is not installed: GPU builds of torch bring it"):
+        quantize_gpu.quantize_rows(X, E4M3, "floor")
+
+
+# --- the kernels' sources, executed -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """The public functions with the kernels' sources executed for sm_90, or another chip: ``on_cpu("gfx950")``."""
+    pytest.importorskip("triton")
+
+    def use(arch):
+        def launch(direction, x, buffers, fmt, rule, layout):
+            scale_constant(fmt, rule)
+            if x.numel():
+                for buffer in buffers:  # poison, but for the padding that a caller zeroed
+                    buffer.fill_(0xAA if layout == "plain" else 0)
+                made = quantize_gpu.prepare(direction, x, buffers, fmt, rule, arch, scale_layout=layout)
+                chosen = made.configuration
+                gluon_on_cpu.run(chosen.kernel, made.grid, made.arguments, chosen.constexprs)
+
+        monkeypatch.setattr(quantize_gpu, "_launch", launch)
+
+    monkeypatch.setattr(quantize_gpu, "_require_gpu", lambda x: None)
+    use("sm_90")
+    return use
+
+
+def assert_same(got, x, fmt, rule, axis, layout="plain"):
+    expected = quantize(x.cpu(), fmt, rule, axis=axis)
+    assert torch.equal(got.elements.cpu(), expected.elements), f"elements, {fmt} {rule} {axis} {layout}"
+    if layout == "plain":
+        assert torch.equal(got.scales.cpu(), expected.scales), f"scales, {fmt} {rule} {axis}"
+        assert (got.fmt, got.axis, got.block) == (fmt, axis, 32)
+        assert got.elements.stride()[axis] == 1, "the blocked axis is contiguous"
+    else:
+        assert torch.equal(got.scales.cpu(), to_blocked(expected.scales if axis else expected.scales.T))
+
+
+def assert_all_same(x, fmt, rule, layout="plain"):
+    both = quantize_gpu.quantize_both(x, fmt, rule, scale_layout=layout)
+    assert_same(both[0], x, fmt, rule, -1, layout)
+    assert_same(both[1], x, fmt, rule, 0, layout)
+    assert_same(quantize_gpu.quantize_rows(x, fmt, rule, scale_layout=layout), x, fmt, rule, -1, layout)
+    assert_same(quantize_gpu.quantize_columns(x, fmt, rule, scale_layout=layout), x, fmt, rule, 0, layout)
+
+
+SPECIAL = [0.0, -0.0, 2**-149, -(2**-149), 2**-133, 2**-126, 2**-24, 1.0, -3.0, 448.0, 6e4, 3e38]
+SPECIAL += [torch.inf, -torch.inf]
+NEGATIVE_NAN = torch.tensor([-1], dtype=torch.int32).view(torch.float32)
+SIGNED_NANS = {dtype: torch.tensor([-1], dtype=words).view(dtype)[0] for dtype, words in
+               ((torch.float32, torch.int32), (torch.bfloat16, torch.int16), (torch.float16, torch.int16))}  # fmt: skip
+
+
+def mixed(dtype, shape=(96, 160)):
+    """Every kind of block in both directions: any bits, NaN of either sign, Inf, zeros, subnormal beside large."""
+    x = every_float32_pattern(shape[0] * shape[1], seed=3).view(shape)
+    x[:32, :32] = torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
+    x[32:64, 64:96] *= 0.0
+    x[40, 5], x[70, 70] = torch.inf, torch.nan
+    x[64:96, 128:160] = torch.tensor([*SPECIAL[:12], 1.0, -1.0, 2.0, 5.0] * 2).expand(32, 32)
+    x = x.to(dtype)  # which may drop a NaN's sign
+    x[5, 100] = SIGNED_NANS[dtype]
+    return x
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rule", SCALE_RULES)
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+@pytest.mark.parametrize("encoder", CHIPS)
+def test_every_kind_of_block_on_every_kind_of_chip(on_cpu, encoder, fmt, rule, dtype):
+    """96 x 160 is no multiple of any tile, so edges are masked."""
+    on_cpu(CHIPS[encoder])
+    assert quantize_gpu.encoder_of(CHIPS[encoder]) == encoder
+    assert_all_same(mixed(dtype), fmt, rule)
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (96, 160), (160, 32), (32, 416)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_scales_in_the_order_of_tensor_cores(on_cpu, dtype, shape):
+    assert_all_same(mixed(dtype, (192, 448))[: shape[0], : shape[1]].contiguous(), E4M3, "rceil", "128x4")
+
+
+@pytest.mark.parametrize("shape", [(256, 512), (32, 32), (1024, 128), (288, 64)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_even_tiles_and_several_groups(on_cpu, dtype, shape):
+    assert_all_same(torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype), E4M3, "rceil")
+
+
+def test_strides_ranks_and_empty_tensors(on_cpu):
+    x = torch.randn(96, 128, generator=torch.Generator().manual_seed(2))
+    for view in (x.T, x[:, ::2], x[::3], x.expand(96, 128), x.bfloat16().T):
+        assert_all_same(view, E4M3, "even")
+    deep = x.view(2, 3, 16, 128)
+    assert_same(quantize_gpu.quantize_rows(deep, E5M2, "ceil"), deep, E5M2, "ceil", -1)
+    odd = x[:64, :77]  # columns take any K
+    assert_same(quantize_gpu.quantize_columns(odd, E4M3, "floor"), odd, E4M3, "floor", 0)
+    for shape in ((0, 64), (64, 0), (0, 0)):
+        assert_all_same(torch.zeros(shape), E4M3, "rceil")
+    with pytest.raises(ValueError, match="scale_rule must be one of"):
+        quantize_gpu.quantize_rows(torch.zeros(0, 64), E4M3, "nearest")
+
+
+@pytest.mark.parametrize("encoder", CHIPS)
+def test_constant_blocks_worked_by_hand(on_cpu, encoder):
+    on_cpu(CHIPS[encoder])
+    for (fmt, rule, value), (scale_byte, element_byte) in GOLDEN.items():
+        if fmt in FORMATS:
+            got = quantize_gpu.quantize_rows(torch.full((1, 32), value), fmt, rule)
+            assert (got.scales.tolist(), got.elements.tolist()) == ([[scale_byte]], [[element_byte] * 32]), value
+
+
+def test_results_are_what_they_say(on_cpu):
+    assert isinstance(quantize_gpu.quantize_rows(X, E4M3, "floor"), MXTensor)
+    blocked = quantize_gpu.quantize_columns(torch.ones(64, 64), E4M3, "floor", scale_layout="128x4")
+    assert blocked.scales.shape == (512,)
+    assert int((blocked.scales == 119).sum()) == 64 * 2  # the rest is padding
+    assert int((blocked.scales == 0).sum()) == 512 - 64 * 2
+
+
+# --- device functions, over everything they can meet ------------------------------------------------------------------
+
+
+def call(name, encoder, *arguments):
+    """A device function of the kernels, on torch tensors."""
+    kernels = pytest.importorskip("chipmath.quantize_kernels")
+    return gluon_on_cpu.call(getattr(kernels, name), encoder, *arguments)
+
+
+@pytest.mark.parametrize("rule", SCALE_RULES)
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_scales_on_both_sides_of_every_step_and_of_every_16_bit_number(fmt, rule):
+    half = torch.arange(1 << 15, dtype=torch.int16)
+    amax = torch.cat([boundaries(), half.view(torch.bfloat16).float(), half.view(torch.float16).float(), NEGATIVE_NAN])
+    numbers = quantize_gpu.format_numbers(fmt)
+    inverse, byte, limit = call(
+        "block_scale", "integer", amax.view(torch.int32), scale_constant(fmt, rule), fmt.emax, numbers["MAX_FRACTION"]
+    )
+    expected = quantize(amax[:, None].expand(-1, 32), fmt, rule).scales[:, 0]
+    assert torch.equal(byte, expected)
+    valid = expected != 255
+    assert torch.equal(inverse[valid].double(), 2.0 ** (127 - expected[valid].double()))
+    assert inverse[~valid].isnan().all()
+    largest = (2.0 ** (expected[valid].double() - 127) * fmt.max).clamp(max=torch.finfo(torch.float32).max)
+    assert torch.equal(limit[valid].double(), largest)
+    assert limit.isfinite().all()
+
+
+@pytest.mark.parametrize("encoder", ["integer", "fnuz"])
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_encoders_without_ocp_converters_round_every_scaled_number(fmt, encoder):
+    """Every 16-bit pattern, ties and their neighbours, any float32: against the format's own encoder."""
+    codes = fmt.decode(torch.arange(fmt.max_code + 1, dtype=torch.uint8))
+    ties = (codes[:-1] + codes[1:]) / 2
+    up, down = (torch.nextafter(ties, torch.tensor(to)) for to in (torch.inf, 0.0))
+    y = torch.cat([codes, ties, up, down, every_float32_pattern(1 << 18), torch.tensor(SPECIAL[:-2])])
+    y = torch.cat([y, -y, torch.tensor([torch.nan]), NEGATIVE_NAN])
+    got = call("encode", encoder, y, fmt.name, fmt.mantissa_bits, fmt.emin, fmt.max, encoder)
+    expected = torch.where(y.isnan(), fmt.nan_code, fmt.encode(y)).to(torch.uint8)
+    assert torch.equal(got, expected)
+
+
+def test_cdna3s_formats_are_those_of_ml_dtypes():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    codes = torch.arange(256, dtype=torch.uint8)
+    for fmt, name in ((gluon_on_cpu.E4M3FNUZ, "float8_e4m3fnuz"), (gluon_on_cpu.E5M2FNUZ, "float8_e5m2fnuz")):
+        theirs = torch.from_numpy(codes.numpy().view(getattr(ml_dtypes, name)).astype("float32"))
+        numbers = codes != gluon_on_cpu.FNUZ_NAN
+        assert torch.equal(fmt.decode(codes)[numbers], theirs[numbers])
+        assert theirs[gluon_on_cpu.FNUZ_NAN].isnan()
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_a_converter_that_overflows_would_be_seen(fmt):
+    """The model of gfx950's converter really makes NaN or Inf of what the kernels must not give it."""
+    cast = gluon_on_cpu.CASTS["scaled"][fmt.name]
+    assert cast(torch.tensor([fmt.max])).tolist() == [fmt.max_code]
+    assert cast(torch.tensor([fmt.max * 1.1])).tolist() == [fmt.max_code + 1]
+
+
+INTERPRETED = """
+import itertools, torch
+from chipmath import quantize_gpu
+from chipmath.formats import E4M3, E5M2
+from chipmath.quantize import SCALE_RULES, quantize
+from test_quantize_gpu import mixed
+
+for fmt, rule, dtype in itertools.product((E4M3, E5M2), SCALE_RULES, (torch.bfloat16, torch.float16, torch.float32)):
+    x = mixed(dtype)
+    elements, scales = (torch.full(s, 0xAA, dtype=torch.uint8) for s in ((96, 160), (96, 5)))
+    made = quantize_gpu.prepare("rows", x, [elements, scales], fmt, rule, "gfx90a", row_elements=16)
+    assert made.configuration.constexprs["ENCODER"] == "integer" and not made.configuration.constexprs["FLOAT_MAX"]
+    made.configuration.kernel[made.grid](*made.arguments, **made.configuration.constexprs)
+    expected = quantize(x, fmt, rule)
+    assert torch.equal(elements, expected.elements), (fmt, rule, dtype)
+    assert torch.equal(scales, expected.scales), (fmt, rule, dtype)
+    print("same")
+"""
+
+
+@needs_triton
+def test_the_row_kernel_under_tritons_interpreter():
+    """Upstream's semantics of loads, masks and integers; elements by the integer encoder, as its cast is inexact."""
+    environment = os.environ | {
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": os.pathsep.join([str(KERNELS), str(Path(__file__).parent)]),
+    }
+    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("same") == 24
+
+
+# --- the code that compilers make of them -----------------------------------------------------------------------------
+
+ARCHS = ("sm_90", "sm_100", "gfx950", "gfx942")
+BARS = {
+    "rows": {"sm_90": 8, "sm_100": 8, "gfx950": 8},
+    "columns": {"sm_90": 11, "sm_100": 11, "gfx950": 11},
+    "both": {"sm_90": 16, "sm_100": 16, "gfx950": 13},
+}
+DIRECTIONS = ("rows", "columns", "both")
+
+
+def compiled(direction, arch, dtype="bfloat16", fmt=E4M3, rule="rceil", *, aligned=True, **options):
+    pytest.importorskip("triton")
+    chosen = quantize_gpu.configuration(direction, dtype, fmt, rule, arch, **options)
+    return chosen, quantizer_code.compile_quantizer(chosen, arch, aligned=aligned)
+
+
+def global_loads(binary):
+    return set(binary.instructions(quantizer_code.LOADS))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_what_users_get_is_within_the_bars(direction, arch):
+    chosen, binary = compiled(direction, arch)
+    every = (binary.instructions() - binary.instructions(quantizer_code.PADDING)).total()
+    assert every / chosen.elements_a_thread <= BARS[direction].get(arch, 30)
+    stores = set(binary.instructions(quantizer_code.STORES))
+    wide = {"sm_90": "STG.E.128", "sm_100": "STG.E.128"}.get(arch, "buffer_store_dwordx4")
+    assert (wide in stores) == (direction != "both")  # both writes 8 bytes a lane, in whole sectors
+
+
+SOME = [
+    *({"scale_layout": layout, "even": even} for layout, even in (("plain", False), ("128x4", True))),
+    {"dtype": "float32", "fmt": E5M2, "rule": "floor"},
+    {"dtype": "float16", "rule": "even"},
+]
+REST = [
+    pytest.param({"dtype": d, "fmt": f, "rule": r, "scale_layout": s, "even": e}, marks=pytest.mark.slow)
+    for d, f, r, s, e in itertools.product(
+        ("bfloat16", "float16", "float32"), FORMATS, SCALE_RULES, ("plain", "128x4"), (True, False)
+    )
+]
+
+
+@pytest.mark.parametrize("options", [{}, *SOME, *REST], ids=lambda options: " ".join(map(str, options.values())))
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_every_kernel_and_layout_compiles_as_designed(direction, arch, options):
+    """No spills, loads of 16 bytes, the chip's converter once an element and direction, no transpose, no flushing."""
+    chosen, binary = compiled(direction, arch, **options)
+    assert binary.spills == 0
+    assert global_loads(binary) == {"LDG.E.128" if arch.startswith("sm") else "buffer_load_dwordx4"}
+    every = binary.instructions(quantizer_code.CONVERTERS)
+    assert all("F32" in opcode.upper() for opcode in every), "straight from float32: by float16 it would round twice"
+    assert every.total() == chosen.elements_a_thread // 2 * (2 if direction == "both" else 1)
+    shared = binary.instructions(quantizer_code.SHARED).total()
+    assert shared <= 6, "only scale bytes of rows may pass through shared memory"
+    if len(chosen.tile) == 2:
+        assert (shared, binary.shared_bytes) == (0, 0)
+    if arch.startswith("sm"):
+        assert not binary.instructions(r"\.FTZ")
+    else:
+        assert re.search(r"\.amdhsa_float_denorm_mode_32 3$", binary.isa, re.MULTILINE) or "denorm" not in binary.isa
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "gfx950"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_sizes_that_are_no_multiple_of_16_compile_without_spills(direction, arch):
+    _, binary = compiled(direction, arch, aligned=False, even=False)
+    assert binary.spills == 0
+
+
+@needs_triton
+def test_chips_without_a_trusted_converter_encode_by_integers():
+    """sm_89 has one that Triton reaches through float16, which rounds twice."""
+    for arch in ("sm_80", "sm_89", "gfx90a"):
+        _, binary = compiled("both", arch)
+        assert binary.spills == 0
+        assert binary.instructions(quantizer_code.CONVERTERS).total() == 0
+
+
+# --- the experiments --------------------------------------------------------------------------------------------------
+
+CARD = Gpu("A Card 80GB", "NVIDIA", "sm_90", 80 << 30, "580.1", "CUDA 13.0")
+
+
+def silent(done, total, text):
+    pass
+
+
+def test_bytes_moved_are_those_of_one_pass():
+    values = 64 * 64
+    assert quantizers.bytes_moved("rows", (64, 64), "bfloat16") == 3.03125 * values
+    assert quantizers.bytes_moved("both", (64, 64), "bfloat16") == 4.0625 * values
+    assert quantizers.bytes_moved(quantizers.TWO_PASSES, (64, 64), "bfloat16") == 6.0625 * values
+    assert quantizers.bytes_moved(quantizers.COPY, (64, 64), "float32") == 8 * values
+
+
+@needs_triton
+def test_a_wrong_quantizer_is_not_timed(monkeypatch):
+    prepare = quantize_gpu.prepare
+    monkeypatch.setattr(quantize_gpu, "prepare", lambda d, x, b, f, rule, arch: prepare(d, x, b, f, "floor", arch))
+    with pytest.raises(
+        ExperimentError, match=r"rows, torch.bfloat16: \d+ bytes differ from the reference's: not timed"
+    ):
+        quantizers.rehearse(silent)
+
+
+@needs_triton
+def test_a_rehearsal_times_everything_and_a_peer_that_fails_says_why(monkeypatch):
+    def fails(x):
+        raise RuntimeError("no such dtype\nmore")
+
+    monkeypatch.setattr(quantizers, "plain_rows", fails)
+    _, rows = quantizers.rehearse(silent)
+    peer = next(row for row in rows if row["kernel"].startswith("torch eager"))
+    assert (peer["note"], peer["wrong_bytes"]) == ("does not run here: no such dtype", None)
+    assert peer["bytes_per_s_p50"] is None
+    timed = {row["kernel"]: row for row in rows if row["bytes_per_s_p50"]}
+    assert set(timed) == {"rows", "columns", "both", quantizers.TWO_PASSES, quantizers.COPY}
+    assert timed["both"]["time_over_two_passes_p50"] > 0
+    assert timed[quantizers.COPY]["ratio_to_copy_p50"] == 1
+
+
+def test_the_plain_peers_write_our_bytes():
+    x = torch.randn(64, 96, generator=torch.Generator().manual_seed(4)).bfloat16()
+    rows, columns = quantize(x, E4M3, "rceil"), quantize(x, E4M3, "rceil", axis=0)
+    expected = (rows.elements, rows.scales, columns.elements.T, columns.scales.T)
+    assert all(torch.equal(a, b) for a, b in zip(quantizers.plain_both(x), expected, strict=True))
+
+
+def test_a_small_gpu_is_refused():
+    pytest.importorskip("triton")
+    small = Gpu("A Card", "NVIDIA", "sm_90", 8 * GIB, None, "CUDA 13.0")
+    with pytest.raises(ExperimentError, match="wants 16 GiB of memory, this GPU has 8"):
+        quantizers.measure(small, True, silent)
+
+
+def test_predictions_are_bytes_over_the_data_sheets_rate():
+    rows = {(row["device"], row["kernel"]): row for row in EXPERIMENTS["quantizers"].predict()}
+    h100 = rows["NVIDIA H100 SXM5 80GB", "both"]
+    assert h100["s_at_least"] == pytest.approx(4.0625 * 16384**2 / 3.35e12)
+    assert h100["time_over_two_passes_p50"] == pytest.approx(4.0625 / 6.0625)
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rule", SCALE_RULES)
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_a_gpus_own_bytes(fmt, rule, dtype):
+    for shape in ((96, 160), (512, 1024)):
+        assert_all_same(mixed(dtype, shape).cuda(), fmt, rule)
+    assert_all_same(mixed(dtype).cuda(), fmt, rule, "128x4")
