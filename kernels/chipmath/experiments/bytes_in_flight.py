@@ -244,6 +244,9 @@ EXPERIMENT = MeasuredExperiment(
     sources=(
         *("experiments/bytes_in_flight.py", "experiments/in_flight.cu", "experiments/launching.py"),
         *("experiments/timing.py", "mini_hip.h"),
+        *("experiments/copy_bandwidth.py", "experiments/streams.py"),  # the data sheet's rate
+        *("experiments/mx_step.py", "experiments/mx_tiles.py"),  # what is a loop in machine code
+        *("experiments/resources.py", "experiments/scaled_gemm.py"),
     ),
     keys={
         "kernel": "read or copy",

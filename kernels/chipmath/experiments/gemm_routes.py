@@ -107,7 +107,8 @@ EXPERIMENT = CompiledExperiment(
     name="gemm_routes",
     question="What does one step of an MXFP8 product issue by each route, and what does its tile take?",
     sources=(
-        *("experiments/gemm_routes.py", "experiments/mx_step.py", "experiments/resources.py"),
+        *("experiments/gemm_routes.py", "experiments/mx_step.py", "experiments/mx_tiles.py"),
+        *("experiments/resources.py", "experiments/scaled_gemm.py"),
         *("matmul_kernels.py", "matmul_tiles.py"),
     ),
     keys={

@@ -190,6 +190,9 @@ EXPERIMENT = MeasuredExperiment(
     question="How fast is an MXFP8 product by each route, beside the library's bfloat16 and FP8 products?",
     sources=(
         *("experiments/gemm_speed.py", "experiments/timing.py"),
+        # The prediction's: what decides the recording that it comes from.
+        *("experiments/gemm_routes.py", "experiments/mx_step.py", "experiments/mx_tiles.py"),
+        *("experiments/resources.py", "experiments/scaled_gemm.py"),
         *("matmul_gpu.py", "matmul_kernels.py", "matmul_tiles.py"),
     ),
     keys={"route": "of chipmath.matmul_gpu, or a reference", "m": "rows", "n": "columns", "k": "summed over"},
