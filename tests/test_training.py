@@ -14,9 +14,11 @@ import torch
 from chipmath.experiments import EXPERIMENTS, ExperimentError, training, training_cpu
 from chipmath.formats import E2M1, E2M3, E3M2, E4M3, E5M2, INT8
 from chipmath.quantize import SCALE_RULES, quantize, sqnr_db
+from chipmath.recordings import Recording
 from chipmath.training import __main__ as command
 from chipmath.training import probes, recipes, run
 from chipmath.training.amdahl import accelerated_share, step_speedup
+from chipmath.training.loss_figure import loss_figure
 from chipmath.training.model import GPT, OUTLIERS, Shape
 from chipmath.training.probes import (
     breaking_point,
@@ -533,6 +535,37 @@ def test_the_gpu_experiment_rehearses_every_run(monkeypatch):
     assert method["left_out"] == []
     assert all(row["gradient_sqnr_db"] is not None for row in rows if row["seed"] == 0)
     assert all(math.isfinite(row["held_out_loss"]) for row in rows)
+
+
+def rehearsed(rows) -> Recording:
+    """A rehearsal's rows in the form of a recording: on a CPU, and in no file."""
+    experiment = EXPERIMENTS["training"]
+    device = {"name": "a CPU, rehearsed", "arch": "none", "clock_hz_before": None, "clock_hz_after": None}
+    columns = [*experiment.keys, *experiment.values]
+    return Recording(1, "training", "measured", "0" * 64, "0" * 40, True, "2026-11-24T00:00:00Z", device,
+                     {"torch": torch.__version__}, {"form": "quick"}, columns, experiment.table(rows))  # fmt: skip
+
+
+def test_recorded_curves_are_drawn_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(run, "TOY", TINY)
+    _, rows = training.rehearse(silent)
+    svg = loss_figure(rehearsed(rows)).svg
+    for recipe in (BF16, MXFP8_RCEIL, FP8_TENSOR, MXFP4, FP8_UNSCALED, ONE_COPY):
+        (first,) = (row for row in rows if row["recipe"] == recipe.name and row["seed"] == 0)
+        assert f"{recipe.title} {first['loss_20']:.3f}" in svg, "the last loss is told to who cannot see it"
+
+
+def test_a_diverged_run_is_drawn_up_to_where_it_stopped(monkeypatch):
+    monkeypatch.setattr(run, "TOY", TINY)
+    _, rows = training.rehearse(silent)
+    lost = {row["recipe"]: row for row in rows if row["recipe"] in ("mxfp4", "fp8_unscaled")}
+    for row in lost.values():
+        row |= {"stopped": "step 2: loss nan", "loss_20": None}
+    lost["mxfp4"] |= {f"loss_{part}": None for part in range(1, 21)}  # at the very first step: nothing to draw
+    svg = loss_figure(rehearsed(rows)).svg
+    assert svg.count("had diverged at step 2: loss nan") == 2
+    with pytest.raises(LookupError, match="no run of bf16 to compare with, only of fp8_unscaled, mxfp4"):
+        loss_figure(rehearsed(list(lost.values())))
 
 
 def test_what_the_time_does_not_admit_is_named(monkeypatch):
