@@ -1,5 +1,6 @@
 """The local Sphinx extension, on a toy book that is really built."""
 
+import hashlib
 import os
 import re
 import subprocess
@@ -7,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import chipbook
+import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from chipbook import badges, execution
@@ -388,17 +390,40 @@ def test_every_typed_badge_fails_the_build_with_its_line(built_book):
     assert re.search(r"typed\.txt:\d+: a badge is typed by hand", output)  # MyST counts an included file from 2
 
 
-def test_a_badge_typed_in_two_halves_fails_the_build(built_book):
-    """Neither half has a class: only the finished page shows the badge."""
-    halves = '```{raw} html\n<span cla\n```\n\n```{raw} html\nss="evidence evidence-measured">±</span>\n```'
-    assert "intro: a badge is typed by hand" in built_with(built_book, built_book.root / "intro.md", halves)
+OWN_HTML = [
+    "<style>.z::after {content: '±'}</style>",
+    "<script>document.body.firstChild.className = 'evi' + 'dence'</script>",
+    "<iframe srcdoc='<b class=&quot;evi&amp;#100;ence&quot;>±</b>'></iframe>",
+    "<b style='border: 1px solid'>±</b>",
+    "<sup onclick='x()'>",
+    '<span cla\n```\n\n```{raw} html\nss="evidence evidence-measured">±</span>',
+]
+
+
+def test_html_of_a_page_itself_fails_the_build_with_its_line(built_book):
+    """It could paint a badge without a badge's class; a bare tag cannot."""
+    text = "".join(f"\n```{{raw}} html\n{html}\n```\n" for html in OWN_HTML)
+    output = built_with(built_book, built_book.root / "intro.md", f"H<sub>2</sub>O\n{text}")
+    found = {int(line) for line in re.findall(r"intro\.md:(\d+): HTML that is no result", output)}
+    assert found == {7 + 4 * number for number in range(len(OWN_HTML) + 1)}, "the last is in two halves"
+
+
+def test_a_badge_that_only_the_finished_page_shows_fails_the_build(built_book):
+    """The title of a dropdown gets its class when the page is written."""
+    dropdown = ":::{dropdown} ±\n:class-title: evidence evidence-measured\n1.5\n:::"
+    assert "intro: a badge is typed by hand" in built_with(built_book, built_book.root / "intro.md", dropdown)
 
 
 CARD = "{'name': 'A Card', 'arch': 'sm_90', 'clock_hz_before': None, 'clock_hz_after': None}"
 SETUP = f"""
-import dataclasses
-from IPython.display import HTML, Markdown, display
+import dataclasses, hashlib
+from IPython.display import HTML, Javascript, Markdown, display
 from chipmath import evidence, recordings
+def marked(html):
+    # what a cell must do to pass its own HTML off as a result
+    written = hashlib.sha256("\\0".join(("chipmath-evidence", html, "1.5")).encode()).hexdigest()
+    mark = {{"chipmath-evidence": {{"sha256": written}}}}
+    display({{"text/html": html, "text/plain": "1.5"}}, metadata=mark, raw=True)
 data, metadata = Computed(1.5)._repr_mimebundle_()
 kept = recordings.newest("mx_tiles")
 timed = dataclasses.replace(kept, kind="measured", device={CARD})
@@ -422,6 +447,27 @@ MADE = [
         "a live result of 'mx_tiles', and this machine has no GPU",
     ),
     ('Cited(2.5, ".1f", source="nobody2020")', "a result cites 'nobody2020', which references.bib does not have"),
+    ("Table(['x'], [[1.5]])", "HTML that is no result"),
+    ("Javascript('document.body.className = \\'evi\\' + \\'dence\\'')", "HTML that is no result"),
+    ("Computed(HTML('1.5<script>document.title = 1</script>'))", "a result holds a script, a style or a frame"),
+    ("Computed(HTML('1.5<img onerror=x() alt=1>'))", "a result holds a script, a style or a frame"),
+    ("marked('<b class=\"evidence evidence-timed\">±</b>')", "no badge has the classes 'evidence evidence-timed'"),
+    ("marked('<b class=evidence-measured>±</b>')", "no badge has the classes 'evidence-measured'"),
+    ("marked('<b class=\"evidence evidence-compiled\">±</b>')", "no compiled recording None"),
+    ("marked('<b class=\"evidence evidence-cited\">±</b>')", "a result cites None"),
+    ("marked('<b class=\"evidence evidence-computed\" data-recording=x.json>±</b>')", "no computed recording 'x.json'"),
+    (
+        "marked('<b class=\"evidence evidence-compiled\" data-recording=../recorded/compiled-mx_tiles.json>±</b>')",
+        "no compiled recording '../recorded/compiled-mx_tiles.json'",
+    ),
+    (
+        "marked('<b class=\"evidence evidence-measured\" data-recording=compiled-mx_tiles.json>±</b>')",
+        "no measured recording 'compiled-mx_tiles.json'",
+    ),
+    (
+        "marked('<b class=\"evidence evidence-compiled\" data-recording=compiled-mx_tiles.json data-tip=H100>±</b>')",
+        "a tip that does not name commit and date of compiled-mx_tiles.json: 'H100'",
+    ),
 ]
 
 
@@ -432,8 +478,45 @@ def test_every_badge_made_in_a_cell_fails_the_build_with_its_cell(built_book):
     text = "\n".join(f"```{{code-cell}} ipython3\n{code.strip()}\n```\n" for code in cells)
     output = built_with(built_book, built_book.page, text)
     for number, (code, message) in enumerate(MADE, 3):
-        where = r"page\.md:\d+" if code.startswith("Markdown") else f"page, code cell {number}"
-        assert re.search(f"{where}: {message}", output), (code, message)
+        by_line = code.startswith(("Markdown", "Javascript", "Table"))
+        where = r"page\.md:\d+" if by_line else f"page, code cell {number}"
+        assert re.search(f"{where}: {re.escape(message)}", output), (code, message)
+
+
+def saved_notebook(path, *tags):
+    """A notebook whose saved output claims to be a result, as an editor or a hand left it."""
+    html = '99.5<span class="evidence evidence-computed">=</span>'
+    written = hashlib.sha256("\0".join((badges.METADATA_KEY, html, "99.5")).encode()).hexdigest()
+    bundle = {"data": {"text/html": html, "text/plain": "99.5"}, "metadata": {badges.METADATA_KEY: {"sha256": written}}}
+    cells = [nbformat.v4.new_markdown_cell("# Saved"), nbformat.v4.new_code_cell("print('this build')")]
+    cells[1].outputs, cells[1].metadata.tags = [nbformat.v4.new_output("display_data", **bundle)], list(tags)
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+
+
+@pytest.mark.parametrize("tags", [(), ("skip-execution",)])
+def test_outputs_saved_in_a_notebook_are_thrown_away(built_book, put_back, tags):
+    toc, page = built_book.root / "_toc.yml", built_book.root / "saved.ipynb"
+    saved_notebook(page, *tags)
+    toc.write_text(f"{toc.read_text()}- file: saved\n")
+    status, output = built_book.build()
+    page.unlink()
+    assert status == 0, output
+    assert "99.5" not in built_book.html("saved")
+    printed = [
+        output.get_text(strip=True)
+        for output in BeautifulSoup(built_book.html("saved"), "html.parser").select(".output")
+    ]
+    assert printed == ([] if tags else ["this build"])
+
+
+@pytest.mark.parametrize("mode", ["off", "inline"])
+def test_no_page_decides_how_it_is_executed(built_book, put_back, mode):
+    text = built_book.page.read_text()
+    built_book.page.write_text(text.replace("kernelspec:", f"mystnb: {{execution_mode: '{mode}'}}\nkernelspec:"))
+    status, output = built_book.build()
+    assert status != 0
+    assert "page: execution_mode: how pages are executed is set in _config.yml, for all" in output
 
 
 def test_a_made_up_live_recording_is_refused_where_it_is_made(built_book):

@@ -336,6 +336,10 @@ def test_newest_and_recorded(tmp_path, monkeypatch):
         (tmp_path / one.file_name).write_text(one.to_json())
     assert recorded("copy_bandwidth") == [old, new]
     assert newest("copy_bandwidth") == new
+    later = recording(taken="2026-11-21T00:00:59Z", device=VALID["device"] | {"name": "1st Card"})
+    (tmp_path / later.file_name).write_text(later.to_json())
+    assert later.file_name < new.file_name, "in the same minute the names are in another order than the runs"
+    assert recorded("copy_bandwidth") == [old, new, later]
     assert is_recorded(old)
     assert not is_recorded(recording(rows=[["copy", 9.9e12]])), "the same name, other numbers"
     assert not is_recorded(recording(taken="2026-11-22T00:00:00Z"))

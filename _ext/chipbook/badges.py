@@ -6,8 +6,12 @@ came into a page: what is neither such an output nor a glued result, and yet has
 applied twice: to the document as it is read, where file and line are known, and to the finished page, which alone shows
 what a browser gets.
 
+A page has no HTML of its own besides a few bare tags: a script or a style could paint a badge that no class betrays.
+The outputs of cells are always this build's: what a notebook brings along is thrown away (execution.py).
+
 This keeps page authors from typing, copying or assembling a badge. It does not keep them from wrapping a typed number
-in ``Computed``, nor anybody from changing this module.
+in ``Computed``, from code in a cell that imitates chipmath.evidence down to its digest, nor anybody from changing this
+module.
 """
 
 from __future__ import annotations
@@ -37,6 +41,10 @@ from chipbook.execution import executed_cells, gpus
 
 METADATA_KEY = "chipmath-evidence"  # written by chipmath.evidence, which a build must not import: cells import it
 TYPED = "a badge is typed by hand; glue or display a result of chipmath.evidence instead"
+FOREIGN = "HTML that is no result of chipmath.evidence; write Markdown, or glue or display a result"
+BARE_TAG = re.compile(r"</?(sup|sub|kbd|br)>")  # the HTML that a page may write itself
+KINDS = ("computed", "compiled", "measured", "cited")
+ACTIVE = ("script", "style", "link", "iframe", "object", "embed")  # can show what their own text does not
 
 
 class Result(nodes.inline):
@@ -87,20 +95,44 @@ def errors_of(data: dict[str, str], metadata: dict, root: Path) -> list[str]:
     mark = metadata.get(METADATA_KEY)
     if not isinstance(mark, dict) or mark.get("sha256") != written:
         return [f"not as a result of chipmath.evidence displays itself: {text[:80]!r}"]
-    found = [_badge_error(badge, root) for badge in badges(html) if "evidence" in badge["class"]]
+    found = [_active_error(html), *(_badge_error(badge, root) for badge in badges(html))]
     return [error for error in found if error]
 
 
+def _active_error(html: str) -> str:
+    """Say which element of a result could show something else than it holds."""
+    for tag in BeautifulSoup(html, "html.parser").find_all(True):
+        if tag.name in ACTIVE or any(name.startswith("on") for name in tag.attrs):
+            return f"a result holds a script, a style or a frame: {str(tag)[:80]!r}"
+    return ""
+
+
 def _badge_error(badge: Tag, root: Path) -> str:
-    (kind,) = [name.removeprefix("evidence-") for name in badge["class"] if name != "evidence"]
-    if kind == "cited" and badge["data-cite"] not in bibliography(root):
-        return f"a result cites {badge['data-cite']!r}, which references.bib does not have"
+    """Say what is wrong with an element that has a badge's class."""
+    names = [name for name in badge["class"] if is_badge_class(name)]
+    if names in (["evidence-value"], ["evidence-line"]):
+        return ""
+    kind = names[-1].removeprefix("evidence-")
+    if kind not in KINDS or names != ["evidence", f"evidence-{kind}"]:
+        return f"no badge has the classes {' '.join(names)!r}"
+    if kind == "cited":
+        known = badge.get("data-cite") in bibliography(root)
+        return "" if known else f"a result cites {badge.get('data-cite')!r}, which references.bib does not have"
     if "data-live" in badge.attrs:
         return "" if gpus() else f"a live result of {badge['data-live']!r}, and this machine has no GPU"
-    if kind in ("compiled", "measured"):
-        path = root / "kernels/chipmath/recorded" / badge["data-recording"]
-        if not path.exists() or json.loads(path.read_text(encoding="utf-8"))["kind"] != kind:
-            return f"no {kind} recording {badge['data-recording']!r} in kernels/chipmath/recorded/"
+    if kind == "computed" and "data-recording" not in badge.attrs:
+        return ""
+    return _recording_error(kind, badge.get("data-recording"), badge.get("data-tip", ""), root)
+
+
+def _recording_error(kind: str, name: str | None, tip: str, root: Path) -> str:
+    """Say what is wrong with a badge's recording, or with what its tip says of it."""
+    paths = {path.name: path for path in (root / "kernels/chipmath/recorded").glob("*.json")}
+    recording = json.loads(paths[name].read_text(encoding="utf-8")) if name in paths else {}
+    if recording.get("kind") != kind:
+        return f"no {kind} recording {name!r} in kernels/chipmath/recorded/"
+    if not (recording["commit"][:7] in tip and recording["taken"][:10] in tip):
+        return f"a tip that does not name commit and date of {name}: {tip[:80]!r}"
     return ""
 
 
@@ -111,7 +143,8 @@ def check_document(app, doctree: nodes.document) -> None:
     for raw in list(doctree.findall(nodes.raw)):
         if raw.astext() in shown:
             raw.replace_self(ResultHTML(raw.rawsource, raw.astext(), **raw.attributes))
-    errors += [f"{_place(node, env)}: {TYPED}" for node in doctree.findall(nodes.Element) if _is_typed(node)]
+    found = ((node, _typed(node)) for node in doctree.findall(nodes.Element))
+    errors += [f"{_place(node, env)}: {error}" for node, error in found if error]
     if errors:
         raise ExtensionError("\n".join(errors))
     if any("data-cite=" in html for html in _written(doctree)):
@@ -135,10 +168,16 @@ def _results_of_cells(app, root: Path) -> tuple[set[str], list[str]]:
     return shown, errors
 
 
-def _is_typed(node: nodes.Element) -> bool:
-    if isinstance(node, nodes.raw) and not isinstance(node, ResultHTML) and badges(node.astext()):
-        return True
-    return any(map(is_badge_class, node.get("classes", [])))
+def _typed(node: nodes.Element) -> str:
+    """Say what is wrong with a node that the page's author wrote; nothing, mostly."""
+    if any(map(is_badge_class, node.get("classes", []))):
+        return TYPED
+    if not isinstance(node, nodes.raw) or isinstance(node, ResultHTML):
+        return ""
+    if badges(node.astext()):
+        return TYPED
+    is_html = "html" in node["format"].split()
+    return FOREIGN if is_html and not BARE_TAG.fullmatch(node.astext().strip()) else ""
 
 
 def _place(node: nodes.Node, env) -> str:

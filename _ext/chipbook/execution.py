@@ -150,7 +150,17 @@ def _notebook(env, docname: str):
         return None
     text = path.read_text(encoding="utf-8")
     reader = create_nb_reader(str(path), env.myst_config, env.mystnb_config, text)
-    return None if reader is None else reader.read(text)
+    if reader is None:
+        return None
+    notebook = reader.read(text)
+    # A page that is not executed here, or elsewhere than in this cache, would show outputs that nothing stands behind.
+    if own := [name for name in notebook.metadata.get("mystnb", {}) if name.startswith("execution_")]:
+        raise ExtensionError(f"{docname}: {', '.join(own)}: how pages are executed is set in _config.yml, for all")
+    # Outputs saved in the file are of another day; a cell tagged skip-execution would keep them.
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+    return notebook
 
 
 def executed_cells(app, docname: str) -> list:
