@@ -189,6 +189,27 @@ def test_other_versions_and_other_gpus_have_another_cache(app, monkeypatch, what
     assert cache_of(app) != before
 
 
+@pytest.mark.parametrize("name", execution.VISIBLE_DEVICES)
+def test_hidden_devices_have_another_cache(app, monkeypatch, name):
+    monkeypatch.setenv(name, "0")
+    before = cache_of(app)
+    monkeypatch.setenv(name, "1")
+    assert cache_of(app) != before
+
+
+def test_other_execution_settings_have_another_cache(app):
+    before = cache_of(app)
+    app.config["nb_execution_timeout"] = 60
+    assert cache_of(app) != before
+
+
+def test_pages_import_the_package_beside_them(app, monkeypatch):
+    """And not one that is installed, or that the reader's own path names first."""
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    cache_of(app)
+    assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(app.srcdir / "kernels"), "/elsewhere"]
+
+
 def test_the_caches_used_last_are_kept(app, monkeypatch):
     used = []
     for number in (0, 1, 2, 3, 0, 4):
