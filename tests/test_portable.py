@@ -191,10 +191,11 @@ def strangers_python(folder: Path, *hidden: str) -> Path:
     return folder / "bin/python"
 
 
-def run_in(folder: Path, python: Path, *arguments) -> subprocess.CompletedProcess:
+def run_in(folder: Path, python: Path, *arguments, code: str | None = None) -> subprocess.CompletedProcess:
+    """``code`` goes through standard input: with the packed package it is longer than Linux lets an argument be."""
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder.parent), "LANG": "C.UTF-8"}
     command = [str(python), *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=folder, env=environment, input=code, capture_output=True, text=True, timeout=600)
 
 
 def computed(cell) -> list[str]:
@@ -229,7 +230,7 @@ def test_notebook_names_what_a_kernel_lacks(tmp_path):
     python = strangers_python(tmp_path / "python", "torch")
     (tmp_path / "empty").mkdir()
     cell = nbformat.read(HTML / names(ARTICLES[0])[0], as_version=4).cells[1].source
-    result = run_in(tmp_path / "empty", python, "-c", cell)
+    result = run_in(tmp_path / "empty", python, "-", code=cell)
     assert result.returncode != 0
     assert "this notebook also needs torch: pip install torch" in result.stderr
     assert not list((tmp_path / "empty").iterdir())
@@ -240,8 +241,8 @@ def test_unpacking_keeps_what_a_reader_changed(tmp_path):
     python = strangers_python(tmp_path / "python")
     (tmp_path / "empty").mkdir()
     cell = nbformat.read(HTML / names(ARTICLES[0])[0], as_version=4).cells[1].source
-    assert run_in(tmp_path / "empty", python, "-c", cell).returncode == 0
+    assert run_in(tmp_path / "empty", python, "-", code=cell).returncode == 0
     (changed,) = (tmp_path / "empty").glob("chipmath-*/chipmath/__init__.py")
     changed.write_text("mine = 1\n")
-    result = run_in(tmp_path / "empty", python, "-c", cell + "\nprint(chipmath.mine)")
+    result = run_in(tmp_path / "empty", python, "-", code=cell + "\nprint(chipmath.mine)")
     assert result.stdout.endswith("1\n"), result.stderr
