@@ -2,6 +2,7 @@
 
 Title and description are the page's own; author, date, version and the book's title come from CITATION.cff, the date
 of the last change from the line at the foot of the page. Addresses are left out while html.baseurl is empty.
+``{cite-this-book}`` shows the same as BibTeX, an entry for the book and one for each article.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import yaml
 from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
 
 ARTICLES = "chapters/"
 TEXT_LICENSE = "https://creativecommons.org/licenses/by/4.0/"
@@ -74,6 +76,55 @@ def highwire(about: dict, work: dict) -> list[tuple[str, str]]:
     return [*tags, ("citation_fulltext_html_url", about["url"])] if "url" in about else tags
 
 
+class Entries(nodes.Element):
+    """Where ``{cite-this-book}`` stands until every page has its title."""
+
+
+class CiteThisBook(SphinxDirective):
+    """``{cite-this-book}``: BibTeX entries of the book and of every article."""
+
+    def run(self):
+        """Leave the place, and have the page written again when a title or the citation file changes."""
+        for path in [Path(self.env.srcdir) / "CITATION.cff", *map(self.env.doc2path, articles(self.env))]:
+            self.env.note_dependency(str(path))
+        return [Entries()]
+
+
+def articles(env) -> list[str]:
+    """Return the names of all articles."""
+    return sorted(name for name in env.found_docs if name.startswith(ARTICLES))
+
+
+def write_entries(app, doctree, docname) -> None:
+    """Put BibTeX where ``{cite-this-book}`` stands."""
+    for place in list(doctree.findall(Entries)):
+        work, address = citation_file(app.srcdir), app.config.html_baseurl
+        text = bibtex(work, address)
+        for name in articles(app.env):
+            text += "\n\n" + bibtex(work, address and f"{address}{name}.html", name, app.env.titles[name].astext())
+        place.replace_self(nodes.literal_block(text, text, language="bibtex"))
+
+
+def bibtex(work: dict, address: str, page: str = "", title: str = "") -> str:
+    """Return the BibTeX entry of the book, or of the article on ``page`` with its title."""
+    year, first = str(work["date-released"])[:4], work["authors"][0]
+    fields = {
+        "author": " and ".join(f"{who['family-names']}, {who['given-names']}" for who in work["authors"]),
+        "title": f"{{{_tex(title or work['title'])}}}",  # in braces of its own, so that styles keep its capitals
+        **({"booktitle": f"{{{_tex(work['title'])}}}"} if page else {}),
+        "year": year,
+        "note": f"Executable book, version {work['version']}",
+        **({"url": address} if address else {}),
+    }
+    key = f"{first['family-names'].lower()}{year}{page.rpartition('/')[2] or 'book'}"
+    lines = [f"  {name} = {{{value}}}," for name, value in fields.items()]
+    return "\n".join([f"@{'incollection' if page else 'misc'}{{{key},", *lines, "}"])
+
+
+def _tex(text: str) -> str:
+    return re.sub(r"[&%$#_{}]", r"\\\g<0>", text)
+
+
 def read_article(page: Path) -> dict:
     """Return the JSON-LD of a built article."""
     text = page.read_text(encoding="utf-8")
@@ -95,5 +146,8 @@ def _shared(app) -> dict:
 
 def setup(app):
     """Register the above with Sphinx."""
+    app.add_node(Entries)
+    app.add_directive("cite-this-book", CiteThisBook)
+    app.connect("doctree-resolved", write_entries)
     app.connect("html-page-context", add_citation, priority=600)  # after the date of the page is known
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -35,6 +35,9 @@ def words(html: str) -> str:
     soup = BeautifulSoup(html, "html.parser")
     for hidden in soup(["style", "script", "template"]):
         hidden.extract()
+    for place_to_break in soup("wbr"):  # within a word
+        place_to_break.extract()
+    soup.smooth()
     said = [tag["aria-label"] for tag in soup(attrs={"aria-label": True})]
     return " ".join([soup.get_text(" "), *said])
 

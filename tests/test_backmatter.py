@@ -23,6 +23,10 @@ CONTRACTS = [
     "quantize_cpu.quantize",
     "matmul.matmul",
     "matmul.grouped_matmul",
+    "training.recipes.linear",
+    "training.probes.breaking_point",
+    "training.amdahl.accelerated_share",
+    "training.run.train_all",
     "occupancy.occupancy",
     "occupancy.Occupancy",
     "occupancy.Occupancy.groups_per_unit",
@@ -123,6 +127,15 @@ def test_terms_in_articles_carry_the_glossarys_definition(page):
         term = glossary.find(id=link["href"].partition("#")[2])
         definition = term.find_next_sibling("dd")
         assert link["data-tip"] == " ".join(definition.get_text().split())
+
+
+@pytest.mark.built
+@pytest.mark.parametrize("page", ARTICLES)
+def test_names_of_the_package_lead_to_the_api_page(page):
+    """Sphinx leaves a name that it does not find as it is, without a warning."""
+    source = (ROOT / f"{page}.md").read_text(encoding="utf-8")
+    links = [link for link in soup_of(page).select('article a[href*="reference/api.html#"]') if link.find("code")]
+    assert len(links) == len(re.findall(r"\{py:\w+\}`", source))
 
 
 # --- status ---

@@ -202,6 +202,47 @@ def test_boxes_that_scroll_are_tab_stops_and_others_are_not(browser, name):
         assert idle == 0
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_code_in_view_is_not_cut_off_on_a_desktop(browser, name):
+    """Folded code may be wider: who unfolds it scrolls."""
+    with Visit(browser, name, viewport=DESKTOP) as visit:
+        cut = visit.page.evaluate(
+            """() => [...document.querySelectorAll('article pre')]
+                .filter(box => box.checkVisibility() && box.clientWidth > 0 && box.scrollWidth > box.clientWidth + 1)
+                .map(box => box.textContent.split('\\n').sort((a, b) => b.length - a.length)[0])"""
+        )
+        assert cut == []
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+@pytest.mark.parametrize("name", ARTICLES)
+def test_words_of_a_figure_lie_inside_it_and_apart(browser, name, viewport):
+    with Visit(browser, name, viewport=viewport) as visit:
+        words, wrong = visit.page.evaluate(
+            """() => {
+                const words = [], wrong = [];
+                for (const figure of document.querySelectorAll('article .themed-figure > svg')) {
+                    const frame = figure.getBoundingClientRect();
+                    const texts = [...figure.querySelectorAll('text')]
+                        .map(text => [text.textContent, text.getBoundingClientRect()])
+                        .filter(([, box]) => box.width > 0);
+                    texts.forEach(([text, box], i) => {
+                        words.push(text);
+                        if (box.left < frame.left - 1 || box.right > frame.right + 1) wrong.push([text, 'outside']);
+                        for (const [other, its] of texts.slice(i + 1)) {
+                            const wide = Math.min(box.right, its.right) - Math.max(box.left, its.left);
+                            const high = Math.min(box.bottom, its.bottom) - Math.max(box.top, its.top);
+                            if (wide > 2 && high > 3) wrong.push([text, other]);
+                        }
+                    });
+                }
+                return [words.length, wrong];
+            }"""
+        )
+        assert words > 20
+        assert wrong == []
+
+
 @pytest.mark.parametrize("name", [page for page in PAGES if page.startswith("explorers/")])
 def test_links_that_an_explorer_makes_lead_somewhere(browser, name):
     with Visit(browser, name, viewport=DESKTOP) as visit:

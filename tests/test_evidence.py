@@ -168,6 +168,18 @@ def test_table_formats_by_column_and_escapes():
     assert "<caption>A &amp; B</caption>" in html
 
 
+def test_a_column_of_several_words_keeps_room_for_them():
+    html = Table(["recipe", "n"], [["one scale a tensor", 1], ["none", 2]])._repr_html_()
+    assert html.count('<td class="words">') == 2
+    assert 'class="words"' not in Table(["chip"], [["MI 355X"], ["HGMMA.64x128x16"]])._repr_html_()
+
+
+def test_a_long_name_may_break_and_is_otherwise_itself():
+    html = Table(["instruction", "n"], [["HGMMA.64x128x16.F32.BF16 <x>", 1], ["a.b", 2]])._repr_html_()
+    assert "HGMMA.<wbr>64x128x16.<wbr>F32.<wbr>BF16 &lt;x&gt;" in html
+    assert "<td>a.b</td>" in html.replace(' class="words"', "")
+
+
 def test_table_cells_may_carry_their_own_evidence():
     html = Table(["source", "dB"], [["book", Computed(28.48, ".2f")]])._repr_html_()
     assert '28.48<span class="evidence evidence-computed"' in html

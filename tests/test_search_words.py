@@ -14,6 +14,10 @@ def test_cells_are_words_of_their_own_and_badges_speak():
     assert words(TABLE).split() == ["gfx950", "64", "compiled", "compiled:", "clang", "22", "for", "gfx950"]
 
 
+def test_a_name_that_may_break_stays_one_word():
+    assert words("<td>v_mfma_<wbr>f32_<wbr>16x16x32</td><td>2</td>").split() == ["v_mfma_f32_16x16x32", "2"]
+
+
 def test_the_page_itself_keeps_its_html():
     page = new_document("page")
     page += nodes.raw("", TABLE, format="html")

@@ -20,7 +20,8 @@ from sphinx.util.docutils import SphinxDirective
 # left out. Experiments, kernels and helpers are read in their source.
 MODULES = (
     "formats", "devices", "quantize", "matmul", "noise", "nvfp4", "occupancy", "quantize_cpu", "quantize_gpu",
-    "matmul_gpu", "crosscompile", "gpu", "bench", "recordings", "evidence", "measurements", "figures",
+    "matmul_gpu", "ilp", "training.amdahl", "training.recipes", "training.probes", "training.run", "crosscompile",
+    "gpu", "bench", "recordings", "evidence", "measurements", "figures",
 )  # fmt: skip
 OPTIONAL = ("triton", "numba")  # modules of chipmath import them; the page has to build without
 ENTRY = re.compile(r"(?P<name>\S(?:.*?\S)?) {2,}(?P<text>\S.*)")
@@ -33,7 +34,7 @@ class Api(SphinxDirective):
         """Let autodoc write each section."""
         self.env.note_dependency(__file__)
         package = Path(self.env.srcdir) / "kernels/chipmath"
-        return [self.section(name) for name in MODULES if (package / f"{name}.py").exists()]
+        return [self.section(name) for name in MODULES if (package / f"{name.replace('.', '/')}.py").exists()]
 
     def section(self, name: str) -> nodes.section:
         """Return one module's section."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from dataclasses import dataclass
 from html import escape
 from typing import Any, ClassVar
@@ -73,12 +74,19 @@ class Table:
     def _numeric(self) -> list[bool]:
         return [all(not isinstance(row[i], str) for row in self.rows) for i in range(len(self.columns))]
 
+    def _is_wordy(self, column: int) -> bool:
+        """Return whether a column holds a text of several words, which must not become one word a line."""
+        cells = [row[column] for row in self.rows if isinstance(row[column], str)]
+        return any(len(cell) > 12 and " " in cell for cell in cells)
+
     def _repr_html_(self) -> str:
         specs, numeric = self._specs(), self._numeric()
         align = [' class="number"' if is_number else "" for is_number in numeric]
+        wordy = [not is_number and self._is_wordy(i) for i, is_number in enumerate(numeric)]
+        cells = [' class="words"' if words else a for words, a in zip(wordy, align)]
         head = "".join(f'<th scope="col"{a}>{escape(c)}</th>' for c, a in zip(self.columns, align))
         body = "".join(
-            "<tr>" + "".join(f"<td{a}>{_cell(v, s)}</td>" for v, s, a in zip(row, specs, align)) + "</tr>"
+            "<tr>" + "".join(f"<td{a}>{_cell(v, s)}</td>" for v, s, a in zip(row, specs, cells)) + "</tr>"
             for row in self.rows
         )
         caption = f"<caption>{escape(self.caption)}</caption>" if self.caption else ""
@@ -307,4 +315,9 @@ def _cell(value: Any, spec: str) -> str:
         return "–"
     if isinstance(value, Evidence):
         return value.inline_html()
-    return escape(_text(value, spec))
+    return _breakable(escape(_text(value, spec)))
+
+
+def _breakable(html: str) -> str:
+    """Let a long name, such as an instruction's, break after a dot or an underscore where its table is too wide."""
+    return re.sub(r"\S{16,}", lambda name: re.sub(r"(?<=[._])(?=\w)", "<wbr>", name[0]), html)

@@ -159,13 +159,14 @@ def sketch(paint: Callable[[Axes], None], *, alt: str, height: float) -> Figure:
     return _figure(without_axes, alt, height)
 
 
-def mark_x(ax: Axes, value: float, text: str) -> None:
-    """Draw a vertical reference line at `value`, with its text at the top. Call it after the data."""
+def mark_x(ax: Axes, value: float, text: str, *, side: str = "right") -> None:
+    """Draw a vertical reference line at `value`, its text at the top on its right or left. Call it after the data."""
+    dx = {"right": 4, "left": -4}[side]
     if not ax.yaxis_inverted():
         _keep_headroom(ax, ax.dataLim.y1)
     ax.axvline(value, color=(INK, 0.6), linewidth=1, linestyle=(0, (3, 2)), zorder=1.5)
-    ax.annotate(text, (value, 1), (4, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
-                va="top", fontsize=SMALL, bbox=_halo())  # fmt: skip
+    ax.annotate(text, (value, 1), (dx, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
+                ha="left" if dx > 0 else "right", va="top", fontsize=SMALL, bbox=_halo())  # fmt: skip
 
 
 def mark_y(ax: Axes, value: float, text: str) -> None:
@@ -460,8 +461,9 @@ def _width(ax: Axes) -> float:
 def _finish(ax: Axes, x_marks: Mapping | None, y_marks: Mapping | None, y_from_zero: bool) -> None:
     if y_from_zero:
         ax.set_ylim(bottom=0)
+    # Texts of two lines that stand close would meet between them on a phone: only the last one's is on the right.
     for text, value in (x_marks or {}).items():
-        mark_x(ax, value, text)
+        mark_x(ax, value, text, side="right" if value == max(x_marks.values()) else "left")
     for text, value in (y_marks or {}).items():
         mark_y(ax, value, text)
 
