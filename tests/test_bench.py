@@ -71,6 +71,7 @@ def files(folder: Path) -> list[str]:
         (["speed"], f"no experiment speed; there are {', '.join(EXPERIMENTS)}"),
         (["mx_tiles", "speed", "luck"], "no experiment speed, luck; there are"),
         ([], "name an experiment, or --compiled, --measured, --all or --list"),
+        (["mx_tiles", "--skip", "mx_tiles"], "--skip mx_tiles leaves nothing to do"),
         (["--measured", "--skip", "speed"], "no experiment speed; there are"),
         (["mx_tiles", "--commit", "HEAD"], "--commit HEAD: not 40 hexadecimal digits"),
     ],

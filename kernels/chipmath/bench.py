@@ -172,7 +172,10 @@ def _chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> lis
     chosen = [e for e in EXPERIMENTS.values() if e.name in options.names or e.kind in kinds]
     if not chosen:
         parser.error("name an experiment, or --compiled, --measured, --all or --list")
-    return [experiment for experiment in chosen if experiment.name not in options.skip]
+    kept = [experiment for experiment in chosen if experiment.name not in options.skip]
+    if not kept:
+        parser.error(f"--skip {' '.join(options.skip)} leaves nothing to do")
+    return kept
 
 
 def _print_list() -> None:
