@@ -70,7 +70,9 @@ def files(folder: Path) -> list[str]:
     [
         (["speed"], f"no experiment speed; there are {', '.join(EXPERIMENTS)}"),
         (["mx_tiles", "speed", "luck"], "no experiment speed, luck; there are"),
-        ([], "name an experiment, or --compiled, --all or --list"),
+        ([], "name an experiment, or --compiled, --measured, --all or --list"),
+        (["mx_tiles", "--skip", "mx_tiles"], "--skip mx_tiles leaves nothing to do"),
+        (["--measured", "--skip", "speed"], "no experiment speed; there are"),
         (["mx_tiles", "--commit", "HEAD"], "--commit HEAD: not 40 hexadecimal digits"),
     ],
 )
@@ -115,6 +117,35 @@ def test_one_command_makes_all_compiled_recordings(folder, monkeypatch):
     monkeypatch.setattr(bench, "_record", lambda experiment, options, source: done.append(experiment.name) or True)
     assert bench.main(["--compiled"]) == 0
     assert done == [experiment.name for experiment in EXPERIMENTS.values() if experiment.kind == "compiled"]
+
+
+def test_measured_experiments_have_a_process_each_and_one_that_fails_does_not_stop_the_next(folder, monkeypatch, capfd):
+    """The parent believes in a GPU, its children find none: each says so, and nothing is written."""
+    monkeypatch.setattr(bench, "gpu", lambda: here.STAND_IN)
+    skipped = [e.name for e in EXPERIMENTS.values() if e.kind == "measured" and e.name not in ("residency", "training")]
+    skip = [word for name in skipped for word in ("--skip", name)]
+    assert bench.main(["--measured", *skip, "--quick", "--out", str(folder / "out")]) == 1
+    told = capfd.readouterr().err
+    for name in ("residency", "training"):
+        assert f"no GPU here that torch can use: {name} cannot be measured; nothing was run" in told
+    assert "not recorded: residency, training" in told
+    assert files(folder) == []
+
+
+def test_a_process_of_its_own_gets_every_option(folder, monkeypatch):
+    commands = []
+
+    def run(command, **how):
+        commands.append((command, how["env"]["PYTHONPATH"].split(os.pathsep)[0]))
+        return SimpleNamespace(returncode=len(commands) % 2)
+
+    monkeypatch.setattr(bench, "gpu", lambda: here.STAND_IN)
+    monkeypatch.setattr(bench.subprocess, "run", run)
+    options = ["--quick", "--out", str(folder / "out"), "--commit", "c" * 40]
+    assert bench.main(["residency", "training", *options]) == 1
+    assert commands == [
+        ([sys.executable, "-m", "chipmath.bench", name, *options], str(KERNELS)) for name in ("residency", "training")
+    ]
 
 
 # Recording

@@ -17,7 +17,7 @@ import pytest
 import torch
 from chipmath import gluon_on_cpu, quantize_gpu
 from chipmath.devices import GIB
-from chipmath.experiments import EXPERIMENTS, ExperimentError, quantizer_code, quantizers
+from chipmath.experiments import EXPERIMENTS, ExperimentError, quantizer_code, quantizers, timing
 from chipmath.formats import E2M1, E4M3, E5M2
 from chipmath.gpu import Gpu
 from chipmath.quantize import SCALE_RULES, MXTensor, quantize, scale_constant, to_blocked
@@ -315,17 +315,41 @@ SOME = [
     {"dtype": "float32", "fmt": E5M2, "rule": "floor"},
     {"dtype": "float16", "rule": "even"},
 ]
-REST = [
-    pytest.param({"dtype": d, "fmt": f, "rule": r, "scale_layout": s, "even": e}, marks=pytest.mark.slow)
-    for d, f, r, s, e in itertools.product(
-        ("bfloat16", "float16", "float32"), FORMATS, SCALE_RULES, ("plain", "128x4"), (True, False)
-    )
-]
 
 
-@pytest.mark.parametrize("options", [{}, *SOME, *REST], ids=lambda options: " ".join(map(str, options.values())))
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("direction", DIRECTIONS)
+def pairwise_cases():
+    """Direction, chip and options of 48 cases, in which every two values of different factors meet."""
+    for at, (direction, arch) in enumerate(itertools.product(DIRECTIONS, ARCHS)):
+        for step, rule in enumerate(SCALE_RULES):
+            yield (
+                direction,
+                arch,
+                {
+                    "dtype": ("bfloat16", "float16", "float32")[(at + step) % 3],
+                    "fmt": FORMATS[(at + step // 2) % 2],
+                    "rule": rule,
+                    "scale_layout": ("plain", "128x4")[(at // 2 + step) % 2],
+                    "even": bool((at // 4 + (step + 1) // 2) % 2),
+                },
+            )
+
+
+def test_every_two_values_meet():
+    cases = [(direction, arch, *options.values()) for direction, arch, options in pairwise_cases()]
+    factors = [set(values) for values in zip(*cases)]
+    assert [len(values) for values in factors] == [3, 4, 3, 2, 4, 2, 2]
+    for i, j in itertools.combinations(range(len(factors)), 2):
+        met = {(case[i], case[j]) for case in cases}
+        assert len(met) == len(factors[i]) * len(factors[j]), (i, j)
+
+
+CASES = [(direction, arch, options) for direction in DIRECTIONS for arch in ARCHS for options in ({}, *SOME)]
+CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in pairwise_cases()]
+
+
+@pytest.mark.parametrize(
+    ("direction", "arch", "options"), CASES, ids=lambda v: " ".join(map(str, v.values())) if isinstance(v, dict) else v
+)
 def test_every_kernel_and_layout_compiles_as_designed(direction, arch, options):
     """No spills, loads of 16 bytes, the chip's converter once an element and direction, no transpose, no flushing."""
     chosen, binary = compiled(direction, arch, **options)
@@ -425,6 +449,15 @@ def test_predictions_are_bytes_over_the_data_sheets_rate():
 
 
 # --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+@needs_gpu
+def test_a_graph_repeats_the_calls_that_were_captured():
+    seen = torch.zeros(2, device="cuda")
+    stopwatch = timing.GraphStopwatch()
+    seconds = stopwatch(lambda i: seen[i % 2].add_(1), 6)
+    assert seconds > 0
+    assert seen.tolist() == [6, 6], "three calls a set, in the untimed replay and in the timed one; none at capture"
 
 
 @needs_gpu

@@ -18,6 +18,7 @@ from chipmath.recordings import Recording
 from chipmath.training import __main__ as command
 from chipmath.training import probes, recipes, run
 from chipmath.training.amdahl import accelerated_share, step_speedup
+from chipmath.training.compiling import room_for_all_recipes
 from chipmath.training.loss_figure import loss_figure
 from chipmath.training.model import GPT, OUTLIERS, Shape
 from chipmath.training.probes import (
@@ -126,6 +127,25 @@ def test_compiled_quantizers_give_the_same_values():
             function = recipes._block_rounder(recipe.fmt, recipe.scale_rule, dim)
             x = drawn(*shape, spread=6.0)
             assert torch.equal(recipes._compiled(function)(x), function(x))
+
+
+def test_all_recipes_compile_in_one_process(monkeypatch):
+    """torch counts variants of one source, and by default admits 8; shapes of the GPU experiment, graphs not run."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **how: compile_(function, backend="eager", **how))
+    monkeypatch.setattr(recipes, "_fused", lambda function, x: recipes._compiled(function)(x))
+    recipes._compiled.cache_clear()
+    torch.compiler.reset()
+    try:
+        with room_for_all_recipes():
+            for recipe in (*SIX, ONE_COPY):
+                for dtype in (torch.float32, torch.bfloat16):
+                    for shape in (training.CHECKED, (1536, 512), (512, 512), (512, 2048), (2048, 512)):
+                        for axis in (0, 1):
+                            recipe.operand(torch.empty(shape, dtype=dtype), axis)
+    finally:
+        recipes._compiled.cache_clear()
+        torch.compiler.reset()
 
 
 def test_what_has_no_recipe_is_refused():

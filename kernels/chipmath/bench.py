@@ -6,6 +6,7 @@ interrupted run leaves nothing behind, and no clock is ever set.
 
   python -m chipmath.bench --compiled              all compiled experiments, into kernels/chipmath/recorded/
   python -m chipmath.bench copy_bandwidth          one measured experiment
+  python -m chipmath.bench --measured              all of them, each in a process of its own
   python -m chipmath.bench --all --dry-run         rehearse everything on a CPU; writes nothing
 
 In a checkout of the book, full forms go to kernels/chipmath/recorded/; quick forms, and everything outside a checkout,
@@ -28,7 +29,7 @@ from pathlib import Path
 from chipmath.crosscompile import CompileError, CompilerMissing
 from chipmath.experiments import EXPERIMENTS, Experiment, ExperimentError, Run
 from chipmath.gpu import DriverError, gpu
-from chipmath.recordings import PACKAGE, RECORDED, SCHEMA, UNKNOWN_COMMIT, Recording, note_taken, recorded
+from chipmath.recordings import KINDS, PACKAGE, RECORDED, SCHEMA, UNKNOWN_COMMIT, Recording, note_taken, recorded
 
 # Version or its beginning; tools/environment.py pins Triton. LLVM and TVM: of the experiment llvm_23 alone.
 PINNED = {"Triton": "3.9.0", "clang": "22", "nvcc": "13", "LLVM": "23.0.0git", "TVM": "0.1.0a4"}
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
             _make_writable(_folder(options, source))  # before minutes of work
         except OSError as error:
             parser.error(f"cannot write to {_folder(options, source)}: {error.strerror}")
-    do = _rehearse if options.dry_run else _record
+    do = _rehearse if options.dry_run else _record_apart if len(measured) > 1 else _record
     try:
         failed = [experiment.name for experiment in experiments if not do(experiment, options, source)]
     except KeyboardInterrupt:
@@ -153,7 +154,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="*", metavar="NAME", help="experiments to run; --list tells which there are")
     parser.add_argument("--list", action="store_true", help="show every experiment and its newest recording")
     parser.add_argument("--compiled", action="store_true", help="all compiled experiments; no GPU")
+    parser.add_argument("--measured", action="store_true", help="all measured experiments; on a GPU")
     parser.add_argument("--all", action="store_true", help="all experiments: compiled, measured, computed")
+    parser.add_argument("--skip", action="append", default=[], metavar="NAME", help="not this one; may be repeated")
     parser.add_argument("--quick", action="store_true", help="a form of seconds each; not for the book's recordings")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write")
     parser.add_argument("--commit", metavar="HASH", help="the commit that a copy without .git was made of")
@@ -162,14 +165,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Experiment]:
-    unknown = [name for name in options.names if name not in EXPERIMENTS]
+    unknown = [name for name in (*options.names, *options.skip) if name not in EXPERIMENTS]
     if unknown:
         parser.error(f"no experiment {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
-    kinds = {"compiled", "measured", "computed"} if options.all else {"compiled"} if options.compiled else set()
+    kinds = {kind for kind in KINDS if options.all or getattr(options, kind, False)}
     chosen = [e for e in EXPERIMENTS.values() if e.name in options.names or e.kind in kinds]
     if not chosen:
-        parser.error("name an experiment, or --compiled, --all or --list")
-    return chosen
+        parser.error("name an experiment, or --compiled, --measured, --all or --list")
+    kept = [experiment for experiment in chosen if experiment.name not in options.skip]
+    if not kept:
+        parser.error(f"--skip {' '.join(options.skip)} leaves nothing to do")
+    return kept
 
 
 def _print_list() -> None:
@@ -193,6 +199,22 @@ def _record(experiment: Experiment, options: argparse.Namespace, source: Source)
     if not source.in_checkout:
         print(_how_to_contribute(recording))
     return True
+
+
+def _record_apart(experiment: Experiment, options: argparse.Namespace, source: Source) -> bool:
+    """In a process of its own: an error on the GPU ends every later call of its process, and would end the others."""
+    command = [sys.executable, "-m", "chipmath.bench", experiment.name]
+    command += ["--quick"] if options.quick else []
+    command += ["--out", str(options.out)] if options.out else []
+    command += ["--commit", options.commit] if options.commit else []
+    sys.stdout.flush()
+    return subprocess.run(command, env=_environment(), check=False).returncode == 0
+
+
+def _environment(**more: str) -> dict[str, str]:
+    """This process's, for one that must import this very package before any other on the path."""
+    path = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path)} | more
 
 
 def _folder(options: argparse.Namespace, source: Source) -> Path:
@@ -248,10 +270,9 @@ def _rehearse(experiment: Experiment, options: argparse.Namespace, source: Sourc
 
 def _rehearse_apart(experiment: Experiment) -> bool:
     """Triton decides when it is imported whether kernels are interpreted: so in a process of their own."""
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(PACKAGE.parent)}
     rehearsal = [sys.executable, "-m", "chipmath.bench", "--dry-run", experiment.name]
     sys.stdout.flush()
-    return subprocess.run(rehearsal, env=environment, check=False).returncode == 0
+    return subprocess.run(rehearsal, env=_environment(TRITON_INTERPRET="1"), check=False).returncode == 0
 
 
 class _Progress:

@@ -24,6 +24,7 @@ class Instruction:
     a_elements   of one chain, for all waves that issue it together
     encoding     of A's and B's elements in the words that the kernel reads
     depth        instructions of each chain in a step of the loop
+    iterations   of every chain in a launch: it lasts long beside its start, and accumulators stay exact
     rate         key of ``devices.DEVICES[arch].matrix_rates``; None: not a matrix instruction
     """
 
@@ -39,6 +40,7 @@ class Instruction:
     threads: int
     most_chains: int
     rate: str | None
+    iterations: int
 
     @property
     def flop_per_clock_at_most(self) -> float | None:
@@ -46,26 +48,30 @@ class Instruction:
         return 2.0 * 128 if self.rate is None else DEVICES[self.arch].matrix_rates[self.rate]
 
 
+# Hopper's FP8 accumulators keep 13 bits after the leading one (arXiv:2412.19437 sec. 3.3.2 says "around 14 bits").
+# Rows of A that add up to one make a sum count its instructions, which is exact up to here.
+WGMMA_ITERATIONS = 1 << 13
+
 INSTRUCTIONS = {
     "FFMA": Instruction(
         *("sm_90", r"FFMA", {"KIND": "FFMA"}),
-        *(32, 1, 1, 32, "float32", 64, 128, 8, None),
+        *(32, 1, 1, 32, "float32", 64, 128, 8, None, 1 << 15),
     ),
     "mma.sync m16n8k16 bf16": Instruction(
         *("sm_90", r"HMMA\.16816\.F32\.BF16", {"KIND": "MMA_BF16"}),
-        *(16 * 8 * 16, 1, 8, 16 * 16, "bfloat16", 8, 128, 8, "bf16"),
+        *(16 * 8 * 16, 1, 8, 16 * 16, "bfloat16", 8, 128, 8, "bf16", 1 << 15),
     ),
     "wgmma m64n64k32 e4m3": Instruction(
         *("sm_90", r"QGMMA\.64x64x32\.F32\.E4M3\.E4M3", {"KIND": "WGMMA_E4M3"}),
-        *(64 * 64 * 32, 4, 64, 64 * 32, "e4m3", 1, 128, 6, "fp8"),
+        *(64 * 64 * 32, 4, 64, 64 * 32, "e4m3", 1, 128, 6, "fp8", WGMMA_ITERATIONS),
     ),
     "mfma 16x16x128": Instruction(
         *("gfx950", r"v_mfma_f32_16x16x128_f8f6f4", {"SCALED": 0}),
-        *(16 * 16 * 128, 1, 16, 16 * 128, "e4m3", 8, 256, 8, "fp8"),
+        *(16 * 16 * 128, 1, 16, 16 * 128, "e4m3", 8, 256, 8, "fp8", 1 << 15),
     ),
     "mfma_scale 16x16x128": Instruction(
         *("gfx950", r"v_mfma_scale_f32_16x16x128_f8f6f4", {"SCALED": 1}),
-        *(16 * 16 * 128, 1, 16, 16 * 128, "e4m3", 8, 256, 8, "fp8"),
+        *(16 * 16 * 128, 1, 16, 16 * 128, "e4m3", 8, 256, 8, "fp8", 1 << 15),
     ),
 }
 
@@ -78,19 +84,30 @@ def expected_fraction(chains_per_simd: float, clocks: float, latency: float) -> 
 def operands(name: str, chains: int, seed: int = 0):
     """The words that the kernel reads (int32 tensor), and the sum of all elements of A that are in them.
 
-    A holds -1, 0, 1 and 2 at random, B ones. wgmma has one A for all chains.
+    A holds -1, 0, 1 and 2 at random, B ones. wgmma has one A for all chains, whose rows add up to one.
     """
     import torch
 
     instruction = INSTRUCTIONS[name]
     shared = name.startswith("wgmma")
     count = instruction.a_elements * (1 if shared else chains)
-    a = torch.randint(-1, 3, (count,), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    a = _rows_of_one(generator) if shared else torch.randint(-1, 3, (count,), generator=generator)
     lanes = DEVICES[instruction.arch].wave_lanes
     b_count = {"float32": lanes, "bfloat16": 2 * 2 * lanes, "e4m3": 64 * 32 if shared else 8 * 4 * lanes}
     ones = torch.ones(b_count[instruction.encoding], dtype=torch.long)
     words = torch.cat([_words(a, instruction.encoding), _words(ones, instruction.encoding)])
     return words, int(a.sum()) * (chains if shared else 1)
+
+
+def _rows_of_one(generator):
+    """64 rows of 32 whole numbers from -2 to 2 that add up to one, in the order of ilp_timed.cu's tile."""
+    import torch
+
+    half = torch.randint(-1, 3, (64, 15), generator=generator)
+    rest = torch.tensor([[1, 0]]).expand(64, 2)
+    rows = torch.cat([half, -half, rest], 1)[:, torch.randperm(32, generator=generator)]
+    return rows.view(8, 8, 2, 16).transpose(1, 2).flatten()  # 8 rows of 16 bytes, twice, for every 8 rows
 
 
 def _words(whole, encoding: str):

@@ -6,6 +6,7 @@ issue all loads of a thread before it uses the first (`loads_before_use`).
 """
 
 import contextlib
+import functools
 import re
 
 from chipmath.crosscompile import Binary, CompilerMissing, compile_cuda, compile_hip
@@ -34,6 +35,7 @@ def threads_of(arch: str) -> int:
     return device(arch).simds * device(arch).wave_lanes
 
 
+@functools.cache  # nvcc takes a second, and occupancies share a binary
 def compile_stream(arch: str, kernel: str, loads: int) -> Binary:
     """The kernel "read" or "copy" with so many loads outstanding."""
     macros = {"COPY": KERNELS[kernel], "LOADS": loads, "THREADS": threads_of(arch)}

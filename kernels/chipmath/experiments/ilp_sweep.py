@@ -18,7 +18,6 @@ from chipmath.recordings import PACKAGE
 CHAINS = (1, 2, 3, 4, 6, 8)
 GROUPS = (1, 2, 4, 8)  # per unit: waves per SIMD, as a group has one wave for each SIMD
 QUICK_CHAINS, QUICK_GROUPS = (1, 2, 4, 8), (1, 4)
-ITERATIONS = 32768  # of every chain: accumulators stay below 2**24, and a launch lasts long beside its start
 ROUNDS, QUICK_ROUNDS = 9, 3
 SEED = 0
 
@@ -65,7 +64,7 @@ def run_on_device(binary: Binary, name: str, chains: int, groups: int, dynamic_s
     sums = torch.full((groups * instruction.threads,), -1, dtype=torch.int64, device="cuda")
     starts, stops = (torch.zeros(groups, dtype=torch.int64, device="cuda") for _ in range(2))
     where = torch.full((groups,), -1, dtype=torch.int32, device="cuda")
-    arguments = [sums, starts, stops, where, words.cuda(), ITERATIONS // instruction.depth]
+    arguments = [sums, starts, stops, where, words.cuda(), instruction.iterations // instruction.depth]
     if instruction.arch.startswith("gfx"):
         arguments.append(0x7F7F7F7F)  # four scale bytes that are one
     launch(binary, groups, instruction.threads, arguments, dynamic_shared_bytes=dynamic_shared_bytes)
@@ -78,10 +77,10 @@ def rehearse(progress: Progress) -> tuple[dict, list[Row]]:
     def run(binary: Binary, name: str, chains: int, groups: int, dynamic_shared_bytes: int) -> Trace:
         instruction, units = INSTRUCTIONS[name], 3
         waves = groups // units * (instruction.threads // device(instruction.arch).wave_lanes)
-        clocks = max(ITERATIONS * chains * waves // instruction.waves, ITERATIONS * 33)
+        clocks = instruction.iterations * max(chains * waves // instruction.waves, 33)
         threads = groups * instruction.threads
         size = device(instruction.arch).wave_lanes * instruction.waves
-        total = ITERATIONS * instruction.columns * operands(name, chains, SEED)[1]
+        total = instruction.iterations * instruction.columns * operands(name, chains, SEED)[1]
         sums = [total if thread % size == 0 else 0 for thread in range(threads)]
         return Trace(sums, [7] * groups, [7 + clocks] * groups, [group % units for group in range(groups)])
 
@@ -122,8 +121,8 @@ def _measure(
     method = {
         "timer": "the unit's own clock, first start to last stop of its groups; median of units, then of rounds",
         "rounds": rounds,
-        "iterations": ITERATIONS,
-        "input": f"A: -1, 0, 1, 2, seed {SEED}; B: ones",
+        "iterations": {name: INSTRUCTIONS[name].iterations for name, _, _ in launches},
+        "input": f"A: whole numbers from -2 to 2, seed {SEED}; B: ones",
         "shared": "dynamic, as much as lets exactly so many groups in",
         "left_out": "points whose registers admit fewer groups",
         "compiler": next(iter(binaries.values())).compiler,
@@ -144,7 +143,7 @@ def _rate(case: tuple[str, int, int], units: int, binary: Binary, shared: int, r
     name, chains, groups_per_unit = case
     instruction = INSTRUCTIONS[name]
     trace = run(binary, name, chains, units * groups_per_unit, shared)
-    wrong = wrong_waves(trace, name, operands(name, chains, SEED)[1], ITERATIONS)
+    wrong = wrong_waves(trace, name, operands(name, chains, SEED)[1], instruction.iterations)
     if wrong:
         raise ExperimentError(f"{name}, {chains} chains: {wrong} waves add up to another number: not timed")
     try:
@@ -154,7 +153,7 @@ def _rate(case: tuple[str, int, int], units: int, binary: Binary, shared: int, r
     if len(spans) != units:
         raise ExperimentError(f"{name}: groups on {len(spans)} of {units} units")
     waves = groups_per_unit * instruction.threads // device(instruction.arch).wave_lanes
-    instructions = waves // instruction.waves * chains * ITERATIONS
+    instructions = waves // instruction.waves * chains * instruction.iterations
     return 2 * instruction.products * instructions / sorted(spans)[len(spans) // 2]
 
 

@@ -3,6 +3,7 @@
 text         seeded synthetic text whose entropy is known
 recipes      what a format does to the operands of a matrix product, and the three products of a linear layer
 model        a byte-level GPT whose linear layers run in a recipe
+compiling    room in torch.compile for every recipe
 run          training: curves, held-out loss, where a run diverged; alone or on several ranks
 probes       gradients against FP32, captured tensors, clipped and flushed shares, the outlier dial
 amdahl       what a faster product does for a whole step

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
+from chipmath.training.compiling import room_for_all_recipes
 from chipmath.training.progress import TerminalLines
 from chipmath.training.recipes import RECIPES
 from chipmath.training.run import SETTINGS, Curve, train_all
@@ -45,12 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
     report = TerminalLines("training") if rank == 0 else lambda done, total, text: None
     runs = train_all(jobs, setting, steps=options.steps, device=device, dtype=dtype, dial=options.dial, report=report)
     try:
-        for curve, _ in runs:
-            curves.append(curve)
-            if rank == 0:
-                _show(curve)
-                if options.out:
-                    _keep(curves, options.out)
+        with room_for_all_recipes():
+            for curve, _ in runs:
+                curves.append(curve)
+                if rank == 0:
+                    _show(curve)
+                    if options.out:
+                        _keep(curves, options.out)
     except KeyboardInterrupt:
         print(f"interrupted: {len(curves)} of {len(jobs)} runs are complete", file=sys.stderr)
         return 130
