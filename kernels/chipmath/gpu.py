@@ -48,13 +48,13 @@ def gpu() -> Gpu | None:
 
 def _describe(properties, *, cuda: str | None, hip: str | None) -> Gpu:
     """A record from torch's device properties; ``hip`` is None in a build for CUDA."""
+    from chipmath.on_gpu import chip_name  # which imports torch; without torch there is no GPU
+
     if hip:
-        arch = properties.gcnArchName.split(":")[0]  # "gfx942:sramecc+:xnack-"
         vendor, driver, runtime = "AMD", _amd_driver(), f"HIP {hip}"
     else:
-        arch = f"sm_{properties.major}{properties.minor}"
         vendor, driver, runtime = "NVIDIA", _nvidia_driver(), f"CUDA {cuda}"
-    return Gpu(properties.name, vendor, arch, properties.total_memory, driver, runtime)
+    return Gpu(properties.name, vendor, chip_name(properties, hip), properties.total_memory, driver, runtime)
 
 
 def _nvidia_driver() -> str | None:

@@ -26,12 +26,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from chipmath.crosscompile import _triton
 from chipmath.devices import device
 from chipmath.formats import E4M3, E5M2, E8M0, ElementFormat, float32_bits
-from chipmath.gpu import gpu
 from chipmath.matmul import _check_pair, _checked_sizes
 from chipmath.matmul_tiles import TILES
+from chipmath.on_gpu import arch_of, require_triton
 from chipmath.quantize import MXTensor
 
 FP8 = {E4M3: torch.float8_e4m3fn, E5M2: torch.float8_e5m2}
@@ -254,10 +253,7 @@ def _check_route(a: MXTensor, b: MXTensor, route: str) -> None:
 
 
 def _arch(where: torch.device) -> str:
-    if where.type == "cpu":
-        return "cpu"
-    with torch.cuda.device(where):
-        return gpu().arch
+    return "cpu" if where.type == "cpu" else arch_of(where.index)
 
 
 def _interpreting() -> bool:
@@ -265,7 +261,7 @@ def _interpreting() -> bool:
 
 
 def _triton_release() -> tuple[int, int]:
-    major, minor = _triton().__version__.split(".")[:2]
+    major, minor = require_triton("chipmath.matmul_gpu").__version__.split(".")[:2]
     return int(major), int(minor)
 
 
@@ -369,8 +365,7 @@ def _launch(
     tail: Sequence[int] = (),
 ) -> Callable[[], Tensor]:
     """The route's kernel on operands that are ready; b holds n rows for each group."""
-    _triton()
-    import triton
+    triton = require_triton("chipmath.matmul_gpu")
 
     from chipmath import matmul_kernels
 

@@ -14,7 +14,6 @@ dimension may exceed `LARGEST` for columns and both.
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from functools import cache
 from math import gcd
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from chipmath.devices import device
 from chipmath.formats import E4M3, E5M2, FRACTION, ElementFormat, float32_bits
+from chipmath.on_gpu import arch_of, require_triton
 from chipmath.quantize import MXTensor, check_input, scale_constant
 
 BLOCK = 32
@@ -179,10 +179,7 @@ def _has_nan_maximum(arch: str) -> bool:
 
 
 def _kernels() -> ModuleType:
-    if importlib.util.find_spec("triton") is None:
-        raise ModuleNotFoundError(
-            "chipmath.quantize_gpu needs Triton, which is not installed: GPU builds of torch bring it", name="triton"
-        )
+    require_triton("chipmath.quantize_gpu")
     from chipmath import quantize_kernels
 
     return quantize_kernels
@@ -254,7 +251,7 @@ def _launch(direction: str, x: Tensor, buffers: list[Tensor], fmt: ElementFormat
     scale_constant(fmt, rule)  # refuses an unknown rule for an empty x, too
     if not x.numel():
         return
-    arch = _arch(x.device.index)
+    arch = arch_of(x.device.index)
     made = prepare(direction, x, buffers, fmt, rule, arch, scale_layout=layout)
     with torch.cuda.device(x.device):
         chosen = made.configuration
@@ -294,11 +291,3 @@ def prepare(
     grid = tuple(tiles) if stream else (group, tiles[1], tiles[0] // group)
     unused = [] if stream or direction != "rows" else buffers  # a kernel without columns writes none
     return Launch(chosen, grid, [words, *buffers, *unused, *shape])
-
-
-@cache
-def _arch(index: int) -> str:
-    """The chip, as `chipmath.devices` names it."""
-    properties = torch.cuda.get_device_properties(index)
-    name = properties.gcnArchName if torch.version.hip else f"sm_{properties.major}{properties.minor}"
-    return device(name).arch
