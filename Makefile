@@ -5,6 +5,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Modules, not scripts: what a parent environment already has leaves no script in .venv/bin.
 BUILD := $(BIN)/python -c "from jupyter_book.cli.main import main; main()" build . -W -n --keep-going
+PYTEST := $(BIN)/python -m pytest --durations=10
+# Files of tests run side by side, but for those that print what they counted, which a worker would swallow.
+PRINTS := tests/test_devices.py tests/test_occupancy.py tests/test_occupancy_oracles.py
+SIDE_BY_SIDE := --numprocesses=auto --maxprocesses=4 --dist=loadfile $(PRINTS:%=--ignore=%)
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
 # Triton's own place is the home folder, which a container may not let it write to.
@@ -25,12 +29,14 @@ pdf: environment-book
 test: environment-test
 	$(BUILD)
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest -m "not slow" --durations=10
+	$(PYTEST) -m "not slow" $(SIDE_BY_SIDE)
+	$(PYTEST) -m "not slow" $(PRINTS)
 
 test-all: environment-test
 	$(BUILD)
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest --durations=10
+	$(PYTEST) $(SIDE_BY_SIDE)
+	$(PYTEST) $(PRINTS)
 
 environment-book environment-test: environment-%:
 	$(PYTHON) tools/environment.py --for $*
