@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import torch
-from chipmath.crosscompile import Binary
-from oracles import ptx
+from chipmath.crosscompile import Binary, compile_triton
+from oracles import ptx, ptx_matrix  # noqa: F401 -- the latter adds instructions to the former
 from oracles.memory import Memory
 from torch import Tensor
 
@@ -21,3 +26,37 @@ def execute(binary: Binary, grid: tuple[int, ...], arguments: list[Tensor | int]
     ptx.run(binary.ptx, grid, binary.threads, values + scratch, memory, shared_bytes=binary.shared_bytes)
     counts = {key: torch.from_numpy(memory.stores[str(key)]) for key in tensors}
     return [counts[id(each)] if isinstance(each, Tensor) else None for each in arguments]
+
+
+class Launcher:
+    """A @triton.jit kernel that compiles for a chip and executes here: ``Launcher(kernel, arch)[grid](…)``."""
+
+    def __init__(self, kernel: Any, arch: str, edit: Callable[[str], str] = str):
+        """Remember what to compile, and for what; ``edit`` may change the code between the two."""
+        self.kernel, self.arch, self.edit = kernel, arch, edit
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        """What `kernel[grid]` is on a GPU."""
+        return functools.partial(self._launch, grid)
+
+    def _launch(self, grid, *arguments, num_warps: int, num_stages: int | None = None, **constexprs) -> None:
+        """Specialise as Triton's launcher does: aligned pointers, integers that 16 divides, and 1, a constant."""
+        names = [name for name in self.kernel.arg_names if name not in constexprs]
+        given = dict(zip(names, arguments, strict=True))
+        ones = {name: 1 for name, value in given.items() if isinstance(value, int) and value == 1}
+        given = {name: value for name, value in given.items() if name not in ones}
+        signature = {name: _kind(value) for name, value in given.items()}
+        binary = compile_triton(
+            self.kernel, signature, constexprs | ones, self.arch, num_warps=num_warps, num_stages=num_stages
+        )
+        execute(replace(binary, ptx=self.edit(binary.ptx)), grid, list(given.values()))
+
+
+KINDS = {torch.float8_e4m3fn: "fp8e4nv", torch.float8_e5m2: "fp8e5", torch.uint8: "u8", torch.int32: "i32"}
+KINDS |= {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+
+
+def _kind(value: Tensor | int) -> str:
+    if isinstance(value, Tensor):
+        return f"*{KINDS[value.dtype]}:D"  # `Memory` aligns every array
+    return "i32:D" if value % 16 == 0 else "i32"

@@ -70,7 +70,7 @@ class Program:
     """A kernel as it was read."""
 
     parameters: tuple[tuple[str, int], ...]  # name, bytes
-    registers: dict[str, np.dtype]  # by name without number
+    registers: dict[str, np.dtype]  # bits, unsigned, or bool
     code: tuple[Instruction, ...]
     labels: dict[str, int]
 
@@ -86,26 +86,61 @@ def parse(ptx: str) -> Program:
         raise ValueError(f"one kernel wanted, found {len(entries)}")
     _, declared, rest = entries[0]
     parameters = re.findall(r"\.param\s+\.([a-z]\d+)[^,]*?(\w+)\s*(?:,|$)", declared.strip())
-    body = rest[rest.index("{") + 1 : re.search(r"^\}", rest, re.MULTILINE).start()]
-    body = re.sub(r"^\s*\.(loc|file)\b[^\n]*", "", body, flags=re.MULTILINE)
-    registers: dict[str, np.dtype] = {}
-    code: list[Instruction] = []
-    labels: dict[str, int] = {}
-    for statement in re.split(r";|(?<=:)\s*\n|(?<!\S)[{}]\s*\n", body):
-        statement = " ".join(statement.split())
-        while found := re.match(r"(\$?[\w$]+):\s*", statement):
-            labels[found[1]] = len(code)
-            statement = statement[found.end() :]
-        if found := re.match(r"\.reg\s*\.(\w+)\s+(.*)", statement):
-            for name in found[2].split(","):
-                registers[re.sub(r"<\d+>", "", name.strip())] = TYPES[found[1]]
-        elif statement:
-            code.append(_instruction(statement))
-    return Program(tuple((name, TYPES[kind].itemsize) for kind, name in parameters), registers, tuple(code), labels)
+    body = re.sub(r"^\s*\.(loc|file|pragma)\b[^\n]*", "", rest[rest.index("{") :], flags=re.MULTILINE)
+    reader = _Reader()
+    reader.scope(body)
+    sizes = tuple((name, TYPES[kind].itemsize) for kind, name in parameters)
+    return Program(sizes, reader.registers, tuple(reader.code), reader.labels)
+
+
+class _Reader:
+    """Statements to instructions, labels and registers; those of inner scopes get names of their own."""
+
+    STATEMENT = re.compile(
+        r"\s*(?:(?P<brace>[{}])|(?P<label>\$?[\w$]+):(?!:)|(?P<text>[^;{}]*(?:\{[^{}]*\}[^;{}]*)*);)"
+    )
+
+    def __init__(self):
+        """Nothing is read yet."""
+        self.registers: dict[str, np.dtype] = {}
+        self.code: list[Instruction] = []
+        self.labels: dict[str, int] = {}
+
+    def scope(self, body: str) -> None:
+        """Everything up to the brace that closes the first one."""
+        local: list[dict[str, str]] = []  # for every open scope, what its names are called in the program
+        at, scopes = 0, 0
+        while found := self.STATEMENT.match(body, at):
+            at = found.end()
+            if found["brace"] == "{":
+                local.append({})
+                scopes += 1
+            elif found["brace"]:
+                local.pop()
+                if not local:
+                    return
+            elif found["label"]:
+                self.labels[found["label"]] = len(self.code)
+            else:
+                self.statement(" ".join(found["text"].split()), local, scopes)
+        raise ValueError(f"not PTX: {body[at : at + 80]!r}")
+
+    def statement(self, text: str, local: list[dict[str, str]], scopes: int) -> None:
+        """A declaration or an instruction."""
+        if found := re.match(r"\.reg\s*\.(\w+)\s+(.*)", text):
+            dtype = TYPES[found[1]] if found[1] == "pred" else np.dtype(f"u{TYPES[found[1]].itemsize}")
+            for name, many in re.findall(r"([%\w]+)(?:<(\d+)>)?", found[2]):
+                for each in [f"{name}{number}" for number in range(int(many))] if many else [name]:
+                    local[-1][each] = each if len(local) == 1 else f"{each}@{scopes}"
+                    self.registers[local[-1][each]] = dtype
+        elif text:
+            for inner in local[1:]:
+                text = re.sub(r"(?<![%$.\w])\w+\b", lambda word, own=inner: own.get(word[0], word[0]), text)
+            self.code.append(_instruction(text))
 
 
 def _instruction(text: str) -> Instruction:
-    guard, opcode, rest = re.fullmatch(r"(?:@(!?[%\w]+)\s+)?([a-z][\w.:]*)\s*(.*)", text).groups()
+    guard, opcode, rest = re.fullmatch(r"(?:@(!?[%\w@]+)\s+)?([a-z][\w.:]*)\s*(.*)", text).groups()
     base, *modifiers = re.split(r"\.|::", opcode)
     operands = tuple(each.strip() for each in OPERAND.findall(rest))
     return Instruction(guard or "", base, tuple(modifiers), operands, text)
@@ -135,7 +170,10 @@ class Machine:
             block = block // size
         self.parameters = dict(zip([name for name, _ in program.parameters], arguments))
         self.registers: dict[str, np.ndarray] = {}
+        self.under_way: set[str] = set()  # registers that a product will write, or still reads
         self.shared = Shared(blocks, shared_bytes)
+        self.copies, self.copy_groups = [], []  # asynchronous: not yet in a group, and groups not yet waited for
+        self.products, self.product_groups = [], []
         self.counter = np.zeros(self.count, np.int64)
         self.alive = np.ones(self.count, bool)
 
@@ -160,7 +198,9 @@ class Machine:
         handler(self, instruction, active)
 
     def predicate(self, name: str) -> np.ndarray:
-        """A predicate register, or its opposite."""
+        """A predicate register or its opposite, or a constant."""
+        if re.fullmatch(r"-?\d+", name):
+            return np.full(self.count, int(name) != 0)
         value = self.raw(name.lstrip("!"))
         return ~value if name.startswith("!") else value
 
@@ -168,6 +208,8 @@ class Machine:
         """A register's bits."""
         if name not in self.registers:
             raise ValueError(f"register {name} is read before anything wrote it")
+        if name in self.under_way:
+            raise ValueError(f"register {name} is read before its product has been waited for")
         return self.registers[name]
 
     def read(self, operand: str, kind: str) -> np.ndarray:
@@ -177,7 +219,7 @@ class Machine:
             return self.predicate(operand)
         if operand in self.special:
             return np.broadcast_to(np.asarray(self.special[operand]), self.count).astype(dtype)
-        if operand.startswith("%"):
+        if operand.startswith("%") or operand in self.registers:
             bits = self.raw(operand)
             return bits.astype(f"u{min(dtype.itemsize, bits.itemsize)}").view(_signed_alike(dtype, bits.itemsize))
         return np.full(self.count, _constant(operand, dtype))
@@ -186,7 +228,9 @@ class Machine:
         """Set a register of the active threads; a narrower value is extended by its own sign or by zeros."""
         if name == "_":
             return
-        dtype = self.program.registers[re.sub(r"\d+$", "", name) if name.startswith("%") else name]
+        if name in self.under_way:
+            raise ValueError(f"register {name} is written before its product has been waited for")
+        dtype = self.program.registers[name]
         if dtype.kind == "b":
             bits = value.astype(bool)
         else:
@@ -228,15 +272,22 @@ class Shared:
     """Shared memory of all blocks; finds bytes that nobody wrote, and races.
 
     Two threads race for a byte if one writes and the other reads or writes it with no barrier of the block in between.
+    A byte that an asynchronous copy is on its way to belongs to nobody until the copy has been waited for, and one that
+    tensor cores may still be reading must not be written.
     """
 
-    NOBODY, SEVERAL = -1, -2
+    # Who used a byte since the last barrier: a thread's number, or one of these, or SOME (SYNCED) - 2 * warp: several
+    # threads of one warp, (before a barrier of that warp).
+    NOBODY, SEVERAL, SOME, SYNCED = -1, -2, -3, -4
 
     def __init__(self, blocks: int, size: int):
         """Nothing is written yet."""
         self.size = size
         self.bytes = np.full((blocks, size), POISON, np.uint8)
         self.written = np.zeros((blocks, size), bool)
+        self.in_flight = np.zeros((blocks, size), bool)
+        self.unfenced = np.zeros((blocks, size), bool)  # stored with no fence.proxy.async since
+        self.multiplied = np.zeros((blocks, size), np.int32)  # products under way that read it
         self.writer = np.full((blocks, size), self.NOBODY)
         self.reader = np.full((blocks, size), self.NOBODY)
 
@@ -244,40 +295,97 @@ class Shared:
         """Order everything before it and after it, in these blocks."""
         self.writer[blocks] = self.reader[blocks] = self.NOBODY
 
-    def _at(self, machine: Machine, addresses: np.ndarray, width: int, active: np.ndarray):
+    def barrier_of_warps(self, machine: Machine, active: np.ndarray) -> None:
+        """Order what the threads of a warp do, among themselves."""
+        for users in (self.writer, self.reader):
+            warp = self._warp(users)
+            done = (warp >= 0) & active[32 * warp]
+            users[done] = self.SYNCED - 2 * warp[done]
+
+    def _warp(self, users: np.ndarray) -> np.ndarray:
+        """The one warp that used a byte, or -1."""
+        return np.where(users >= 0, users // 32, np.where(users <= self.SOME, (self.SOME - users) // 2, -1))
+
+    def _free(self, users: np.ndarray, threads: np.ndarray) -> np.ndarray:
+        """Where nobody else's use matters to these threads."""
+        return (users == self.NOBODY) | (users == threads) | (users == self.SYNCED - 2 * (threads // 32))
+
+    def places(self, machine: Machine, addresses: np.ndarray, width: int, active: np.ndarray):
+        """The active threads, and the index of the bytes that each of them means."""
         threads = np.flatnonzero(active)
         at = addresses[threads]
         if ((at < 0) | (at + width > self.size) | (at % width != 0)).any():
             raise IndexError(f"shared memory has {self.size} bytes; {width} were wanted at {sorted(set(at))[:8]}")
         return threads, (machine.block[threads][:, None], at[:, None] + np.arange(width))
 
-    def load(self, machine: Machine, addresses: np.ndarray, width: int, active: np.ndarray) -> np.ndarray:
-        """``width`` bytes from each address."""
-        threads, at = self._at(machine, addresses, width, active)
+    def arrived(self, at) -> np.ndarray:
+        """The bytes at an index, all of which must have been written."""
+        if self.in_flight[at].any():
+            raise ValueError("shared memory is read while a copy to it has not been waited for")
         if not self.written[at].all():
             raise ValueError("shared memory is read before anything wrote it")
+        return self.bytes[at]
+
+    def claim(self, at, threads: np.ndarray) -> None:
+        """Whether these threads may write there now."""
+        self._meet(self.writer, at, threads, "overwrites what another wrote")
+        self._meet(self.reader, at, threads, "overwrites what another read")
+        if self.in_flight[at].any():
+            raise ValueError("shared memory is written while a copy to it has not been waited for")
+        if self.multiplied[at].any():
+            raise ValueError("shared memory is written while tensor cores may be reading it")
+
+    def land(self, at, values: np.ndarray) -> None:
+        """The bytes of an asynchronous copy."""
+        self.bytes[at] = values
+        self.in_flight[at] = False
+        self.written[at] = self.unfenced[at] = True
+
+    def for_tensor_cores(self, at) -> np.ndarray:
+        """The bytes at an index, which are in use from now on."""
+        values = self.arrived(at)
+        if self.unfenced[at].any():
+            raise ValueError("tensor cores read shared memory that no fence.proxy.async has made visible to them")
+        np.add.at(self.multiplied, at, 1)
+        return values
+
+    def load(self, machine: Machine, addresses: np.ndarray, width: int, active: np.ndarray) -> np.ndarray:
+        """``width`` bytes from each address."""
+        threads, at = self.places(machine, addresses, width, active)
+        values = self.arrived(at)
         self._meet(self.writer, at, threads, "reads what another wrote")
-        others = (self.reader[at] != self.NOBODY) & (self.reader[at] != threads[:, None])
-        self.reader[at] = np.where(others, self.SEVERAL, threads[:, None])
-        # Two threads that read one byte in the same instruction: the assignment above kept one of them.
-        self.reader[at] = np.where(self.reader[at] == threads[:, None], self.reader[at], self.SEVERAL)
+        self._note_readers(at, threads[:, None])
         out = np.zeros((machine.count, width), np.uint8)
-        out[threads] = self.bytes[at]
+        out[threads] = values
         return out
 
     def store(self, machine: Machine, addresses: np.ndarray, values: np.ndarray, active: np.ndarray) -> None:
         """Store uint8 (threads, width) of the active threads."""
-        threads, at = self._at(machine, addresses, values.shape[1], active)
-        self._meet(self.writer, at, threads, "overwrites what another wrote")
-        self._meet(self.reader, at, threads, "overwrites what another read")
+        threads, at = self.places(machine, addresses, values.shape[1], active)
+        self.claim(at, threads)
         self.writer[at] = threads[:, None]
         self.bytes[at] = values[threads]
-        self.written[at] = True
+        self.written[at] = self.unfenced[at] = True
         if (self.bytes[at] != values[threads]).any():  # several may write one value
             raise ValueError("two threads write different bytes to one place in shared memory, at once")
 
+    def _note_readers(self, at, threads: np.ndarray) -> None:
+        first, last = np.full(self.reader.shape, threads.max() + 1), np.full(self.reader.shape, -1)
+        np.minimum.at(first, at, threads)
+        np.maximum.at(last, at, threads)
+        read = last >= 0
+        now = self._joined(first[read], last[read])
+        before = self.reader[read]
+        mine = (before == self.NOBODY) | (before == self.SYNCED - 2 * self._warp(now))
+        self.reader[read] = np.where(mine, now, self._joined(before, now))
+
+    def _joined(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        warp = self._warp(one)
+        several = np.where((warp >= 0) & (warp == self._warp(other)), self.SOME - 2 * warp, self.SEVERAL)
+        return np.where(one == other, one, several)
+
     def _meet(self, users: np.ndarray, at, threads: np.ndarray, what: str) -> None:
-        wrong = (users[at] != self.NOBODY) & (users[at] != threads[:, None])
+        wrong = ~self._free(users[at], threads[:, None])
         if wrong.any():
             thread = threads[wrong.any(axis=1).argmax()]
             raise ValueError(f"thread {thread} {what} in shared memory, with no barrier between them")
@@ -306,24 +414,65 @@ def only(instruction: Instruction, *known: str) -> set[str]:
     return found
 
 
+def simple(function: Callable, *known: str):
+    """A handler for ``d, a, b, …`` of one type."""
+
+    def handler(machine: Machine, each: Instruction, active: np.ndarray) -> None:
+        if not each.kinds:
+            return halves(function, machine, each, active)
+        only(each, *known)
+        (kind,) = each.kinds
+        values = [machine.read(operand, kind) for operand in each.operands[1:]]
+        return machine.write(each.operands[0], canonical(function(*values)), active)
+
+    return handler
+
+
+def halves(function: Callable, machine: Machine, each: Instruction, active: np.ndarray) -> None:
+    """The same for bf16, bf16x2, f16x2 and u16x2, computed in float64 (integers as they are) and rounded once.
+
+    And for f32x2, computed in float32 by ``function`` itself.
+    """
+    name = each.modifiers[-1]
+    if name not in ("bf16", "bf16x2", "f16x2", "u16x2", "f32x2") or set(each.modifiers[:-1]) - {"rn"}:
+        raise NotImplementedError(each.text)
+    if name == "f32x2":
+        values = [machine.read(operand, "b64").view(np.float32) for operand in each.operands[1:]]
+        return machine.write(each.operands[0], canonical(function(*values)).view(np.uint64), active)
+    words = "b16" if name == "bf16" else "b32"
+    pieces = [machine.read(operand, words).view(np.uint16) for operand in each.operands[1:]]
+    if name == "u16x2":
+        result = function(*pieces)
+    elif name == "f16x2":
+        exact = function(*(piece.view(np.float16).astype(np.float64) for piece in pieces))
+        result = canonical(exact.astype(np.float16)).view(np.uint16)
+    else:
+        result = to_bfloat16(function(*(from_bfloat16(piece) for piece in pieces)))
+    return machine.write(each.operands[0], result.view(TYPES[words]), active)
+
+
+def from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    """The float64 values of bfloat16 numbers."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+
+
+def to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """Bits of float64 values rounded to nearest even, once: by way of a float32 that is rounded to odd."""
+    single = values.astype(np.float32)
+    beyond = np.abs(single.astype(np.float64)) > np.abs(values)
+    toward_zero = np.where(beyond, np.nextafter(single, np.float32(0)), single)
+    inexact = (toward_zero.astype(np.float64) != values) & np.isfinite(values)
+    bits = toward_zero.view(np.uint32) | inexact.astype(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(values), 0x7FFF, rounded).astype(np.uint16)
+
+
 def canonical(value: np.ndarray) -> np.ndarray:
     """Arithmetic makes one NaN of any."""
     if value.dtype.kind != "f":
         return value
     nan = np.array(CANONICAL_NAN[value.itemsize], f"u{value.itemsize}").view(value.dtype)
     return np.where(np.isnan(value), nan, value)
-
-
-def simple(function: Callable, *known: str):
-    """A handler for ``d, a, b, …`` of one type."""
-
-    def handler(machine: Machine, each: Instruction, active: np.ndarray) -> None:
-        only(each, *known)
-        (kind,) = each.kinds
-        values = [machine.read(operand, kind) for operand in each.operands[1:]]
-        machine.write(each.operands[0], canonical(function(*values)), active)
-
-    return handler
 
 
 INSTRUCTIONS |= {
@@ -341,6 +490,8 @@ INSTRUCTIONS |= {
 @instruction("mul", "mad")
 def _multiply(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     """d = a b (+ c); .wide doubles the width of the product and of c."""
+    if not each.kinds:
+        return halves(np.multiply, machine, each, active)
     mode = only(each, "lo", "hi", "wide", "rn")
     (kind,) = each.kinds
     a, b = (machine.read(operand, kind) for operand in each.operands[1:3])
@@ -353,29 +504,34 @@ def _multiply(machine: Machine, each: Instruction, active: np.ndarray) -> None:
             product = (product >> (8 * a.itemsize)).astype(a.dtype)
     if each.base == "mad":
         product = product + machine.read(each.operands[3], f"{kind[0]}{8 * product.itemsize}")
-    machine.write(each.operands[0], canonical(product), active)
+    return machine.write(each.operands[0], canonical(product), active)
 
 
 @instruction("fma")
 def _fma(machine: Machine, each: Instruction, active: np.ndarray) -> None:
-    """One rounding: the float64 product is exact, and the sum is rounded to odd before it is rounded to float32."""
-    only(each, "rn")
-    if each.kinds != ["f32"]:
-        raise NotImplementedError(each.text)
-    a, b, c = (machine.read(operand, "f32").astype(np.float64) for operand in each.operands[1:])
-    product = a * b
+    if each.modifiers in (("rn", "f32"), ("rn", "f32x2")):
+        return simple(fused, "rn")(machine, each, active)
+    # Products of bfloat16 numbers are exact in float64, and so are their sums with a third near them.
+    return halves(lambda a, b, c: a * b + c, machine, each, active)
+
+
+def fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """a b + c of float32, rounded once: the product is exact in float64, the sum is rounded to odd there."""
+    product, c = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
     total = product + c
     part = total - product
     lost = (product - (total - part)) + (c - part)
     even = (total.view(np.int64) & 1) == 0
     away = np.where((lost > 0) == (total > 0), 1, -1)
     odd = np.where(np.isfinite(total) & (lost != 0) & even, total.view(np.int64) + away, total.view(np.int64))
-    machine.write(each.operands[0], canonical(odd.view(np.float64).astype(np.float32)), active)
+    return odd.view(np.float64).astype(np.float32)
 
 
 @instruction("min", "max")
 def _extreme(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     """Of two or three. A NaN loses, or wins with .NaN; -0 is less than +0."""
+    if each.modifiers == ("u16x2",):
+        return halves(np.maximum if each.base == "max" else np.minimum, machine, each, active)
     mode = only(each, "NaN")
     (kind,) = each.kinds
     first, *others = (machine.read(operand, kind) for operand in each.operands[1:])
@@ -388,7 +544,22 @@ def _extreme(machine: Machine, each: Instruction, active: np.ndarray) -> None:
             either = first + other if "NaN" in mode else np.where(np.isnan(first), other, first)
             chosen = np.where(nan, either, chosen)
         first = canonical(chosen)
-    machine.write(each.operands[0], first, active)
+    return machine.write(each.operands[0], first, active)
+
+
+@instruction("div", "rem")
+def _divide(machine: Machine, each: Instruction, active: np.ndarray) -> None:
+    """Towards zero; the remainder has the dividend's sign."""
+    only(each)
+    (kind,) = each.kinds
+    if kind not in ("s32", "u32"):
+        raise NotImplementedError(each.text)
+    a, b = (machine.read(operand, kind).astype(np.int64) for operand in each.operands[1:])
+    if (b[active] == 0).any():
+        raise ZeroDivisionError(each.text)
+    quotient = np.sign(a) * np.sign(b) * (np.abs(a) // np.maximum(np.abs(b), 1))
+    result = quotient if each.base == "div" else a - quotient * b
+    machine.write(each.operands[0], result.astype(TYPES[kind]), active)
 
 
 @instruction("shl", "shr")
@@ -520,16 +691,13 @@ def _convert(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     machine.write(each.operands[0], canonical(value.astype(TYPES[target])), active)
 
 
-def _to_fp8(mantissa_bits: int, emin: int, largest: float):
+def _to_fp8(name: str):
     """cvt.rn.satfinite.*x2.f32 d, a, b: a in the upper byte; to nearest even, saturating (Inf too), NaN as 0x7F."""
-    codes = np.arange(128)
-    exponent, fraction = codes >> mantissa_bits, codes & ((1 << mantissa_bits) - 1)
-    steps = np.where(exponent, fraction + (1 << mantissa_bits), fraction)
-    magnitudes = steps * 2.0 ** (np.maximum(exponent, 1) - 1 + emin - mantissa_bits)
-    magnitudes = magnitudes[magnitudes <= largest]
+    magnitudes = FP8[name][:128]
+    magnitudes = magnitudes[np.isfinite(magnitudes)]
 
     def nearest(values: np.ndarray) -> np.ndarray:
-        size = np.minimum(np.abs(values.astype(np.float64)), largest)
+        size = np.minimum(np.abs(values.astype(np.float64)), magnitudes[-1])
         above = np.clip(np.searchsorted(magnitudes, size), 1, magnitudes.size - 1)
         low, high = magnitudes[above - 1], magnitudes[above]
         up = (size - low > high - size) | ((size - low == high - size) & (above % 2 == 0))
@@ -537,7 +705,7 @@ def _to_fp8(mantissa_bits: int, emin: int, largest: float):
         return np.where(np.isnan(values), 0x7F, code).astype(np.uint16)
 
     def handler(machine: Machine, each: Instruction, active: np.ndarray) -> None:
-        if each.modifiers[:2] != ("rn", "satfinite") or each.modifiers[3:] != ("f32",):
+        if each.modifiers != ("rn", "satfinite", f"{name}x2", "f32"):
             raise NotImplementedError(each.text)
         upper, lower = (nearest(machine.read(operand, "f32")) for operand in each.operands[1:])
         machine.write(each.operands[0], (upper << np.uint16(8)) | lower, active)
@@ -545,7 +713,50 @@ def _to_fp8(mantissa_bits: int, emin: int, largest: float):
     return handler
 
 
-PACKED = {"e4m3x2": _to_fp8(3, -6, 448.0), "e5m2x2": _to_fp8(2, -14, 57344.0)}
+def _fp8_values(mantissa_bits: int, emin: int, *, infinity: bool) -> np.ndarray:
+    """Float64 values of all 256 codes; OCP 8-bit floating point specification, section 5."""
+    codes = np.arange(128)
+    exponent, fraction = codes >> mantissa_bits, codes & ((1 << mantissa_bits) - 1)
+    steps = np.where(exponent, fraction + (1 << mantissa_bits), fraction)
+    magnitudes = steps * 2.0 ** (np.maximum(exponent, 1) - 1 + emin - mantissa_bits)
+    if infinity:
+        magnitudes[0x7C:] = [np.inf, np.nan, np.nan, np.nan]
+    magnitudes[0x7F] = np.nan
+    return np.concatenate([magnitudes, -magnitudes])
+
+
+FP8 = {"e4m3": _fp8_values(3, -6, infinity=False), "e5m2": _fp8_values(2, -14, infinity=True)}
+
+
+def _from_fp8(name: str):
+    """cvt.rn.f16x2.*x2 d, a: every number of either format is a float16."""
+
+    def handler(machine: Machine, each: Instruction, active: np.ndarray) -> None:
+        if each.modifiers != ("rn", "f16x2", f"{name}x2"):
+            raise NotImplementedError(each.text)
+        codes = machine.read(each.operands[1], "b16").view(np.uint8)
+        machine.write(each.operands[0], canonical(FP8[name][codes].astype(np.float16)).view(np.uint32), active)
+
+    return handler
+
+
+def _packed(name: str):
+    to, back = _to_fp8(name), _from_fp8(name)
+    return lambda machine, each, active: (back if "f16x2" in each.modifiers else to)(machine, each, active)
+
+
+def _to_bfloat16(machine: Machine, each: Instruction, active: np.ndarray) -> None:
+    """cvt.rn.bf16.f32, cvt.bf16.f16 (rn without saying so), and cvt.rn.bf16x2.f32 d, a, b: a in the upper half."""
+    if each.modifiers not in (("rn", "bf16", "f32"), ("bf16", "f16"), ("rn", "bf16", "f16"), ("rn", "bf16x2", "f32")):
+        raise NotImplementedError(each.text)
+    halves = [
+        to_bfloat16(machine.read(operand, each.modifiers[-1]).astype(np.float64)) for operand in each.operands[1:]
+    ]
+    packed = np.stack(halves[::-1], axis=-1).view(f"u{2 * len(halves)}")[:, 0]
+    machine.write(each.operands[0], packed, active)
+
+
+PACKED = {"e4m3x2": _packed("e4m3"), "e5m2x2": _packed("e5m2"), "bf16": _to_bfloat16, "bf16x2": _to_bfloat16}
 
 
 # --- memory
@@ -600,14 +811,15 @@ def _shuffle(machine: Machine, each: Instruction, active: np.ndarray) -> None:
 
 @instruction("bar", "barrier")
 def _barrier(machine: Machine, each: Instruction, active: np.ndarray) -> None:
-    only(each, "sync", "cta", "aligned")
+    if "warp" in only(each, "sync", "cta", "aligned", "warp"):
+        return machine.shared.barrier_of_warps(machine, active)
     if each.operands != ("0",):
         raise NotImplementedError(each.text)
     blocks = np.unique(machine.block[active])
     waiting = np.isin(machine.block, blocks) & machine.alive & ~active
     if waiting.any():
         raise ValueError(f"thread {waiting.argmax()} is not at the barrier of its block: {each.text}")
-    machine.shared.barrier(blocks)
+    return machine.shared.barrier(blocks)
 
 
 # --- control
