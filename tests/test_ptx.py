@@ -155,8 +155,8 @@ def results(body, words, shared_bytes=0):
     """What a thread for each word leaves in %r3, having its word in %r2 and its number in %r1."""
     array = np.array(words, np.uint32)
     memory = Memory({"words": array})
-    text = KERNEL.replace("BODY", body)
-    ptx.run(text, (1,), array.size, [memory.address("words")], memory, shared_bytes=shared_bytes)
+    program = ptx.parse(KERNEL.replace("BODY", body))
+    ptx.run(program, (1,), array.size, [memory.address("words")], memory, shared_bytes=shared_bytes)
     return array.tolist()
 
 
@@ -187,6 +187,7 @@ ONES = 0xFFFFFFFF
         ("mov.b32 {%rs1, %rs2}, %r2;\n mov.b32 %r3, {%rs2, %rs1};", [0x11112222], [0x22221111]),
         ("mov.b32 {%rs1, %rs2}, %r2;\n cvt.s32.s16 %r3, %rs1;", [0x11118222], [0xFFFF8222]),
         ("max.f32 %r3, %r2, 0f3F800000;", floats(2, NAN, -1), floats(2, 1, 1)),  # NaN loses
+        ("cvt.rzi.s32.f32 %r3, %r2;", floats(-2.9, 2.9, NAN, 1e20), [2**32 - 2, 2, 0, 2**31 - 1]),
         ("abs.f32 %r3, %r2;", floats(-2, -0.0), floats(2, 0)),
         ("mul.f32 %r3, %r2, 0f3F000000;", [1, 3, 0x7F800001], [0, 2, 0x7FFFFFFF]),  # subnormal ties; one NaN
         # 1 + 2**-23 squared plus 2**-60: the last addend decides which side of the tie it is on
@@ -267,7 +268,7 @@ def test_shared_memory_wants_a_barrier():
     with pytest.raises(IndexError, match="shared memory has 4 bytes"):
         results(SHARED.format("bar.sync 0;"), [7, 8], shared_bytes=4)
     with pytest.raises(ValueError, match="read before anything wrote it"):
-        results("ld.shared.b32 %r3, [global_smem+4];", [7], shared_bytes=8)
+        results("mov.b32 %r4, 4;\n ld.shared.b32 %r3, [%r4];", [7], shared_bytes=8)
     with pytest.raises(ValueError, match="thread 1 is not at the barrier"):
         results("setp.eq.b32 %p1, %r1, 0;\n @%p1 bar.sync 0;\n mov.b32 %r3, 1;", [7, 8])
 

@@ -22,8 +22,11 @@ def execute(binary: Binary, grid: tuple[int, ...], arguments: list[Tensor | int]
     tensors = {id(each): each for each in arguments if isinstance(each, Tensor)}
     memory = Memory({str(key): tensor.view(-1).view(torch.uint8).numpy() for key, tensor in tensors.items()})
     values = [memory.address(str(id(each))) if isinstance(each, Tensor) else int(each) for each in arguments]
-    scratch = [0, 0]  # of Triton's launcher, global and for profiling: unused here, so address 0 would be found out
-    ptx.run(binary.ptx, grid, binary.threads, values + scratch, memory, shared_bytes=binary.shared_bytes)
+    program = ptx.parse(binary.ptx)
+    # Triton's launcher adds two, for scratch memory: unused here, so address 0 would be found out.
+    values += [0] * (len(program.parameters) - len(values))
+    dynamic = binary.shared_bytes - program.shared_bytes
+    ptx.run(program, grid, binary.threads, values, memory, shared_bytes=dynamic)
     counts = {key: torch.from_numpy(memory.stores[str(key)]) for key in tensors}
     return [counts[id(each)] if isinstance(each, Tensor) else None for each in arguments]
 

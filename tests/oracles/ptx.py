@@ -30,18 +30,26 @@ CANONICAL_NAN = {2: 0x7FFF, 4: 0x7FFFFFFF, 8: 0x7FFFFFFFFFFFFFFF}  # of any arit
 # Hints to caches, and orders of memory that lockstep keeps anyway.
 NO_EFFECT = {"L1", "L2", "evict_last", "evict_first", "evict_normal", "no_allocate", "nc", "relaxed", "weak", "gpu"}
 POISON = 0xA5
+UNITS = 3  # on which the blocks of a grid are dealt out
+CLOCKS = ("%clock64", "%globaltimer")  # both count instructions that the machine has executed
 
 
 def run(
-    ptx: str, grid: tuple[int, ...], threads: int, arguments: list[int], memory: Memory, *, shared_bytes: int = 0
+    program: Program,
+    grid: tuple[int, ...],
+    threads: int,
+    arguments: list[int],
+    memory: Memory,
+    *,
+    shared_bytes: int = 0,
 ) -> None:
-    """Execute the one kernel of ``ptx`` for every block of ``grid``.
+    """Execute a kernel for every block of ``grid``.
 
     threads       a block
     arguments     of the kernel, in order: 32-bit integers, and addresses from ``memory.address``
-    shared_bytes  a block, as the launch would give it
+    shared_bytes  a block, beyond what the kernel declares: as the launch would give it
     """
-    machine = Machine(parse(ptx), grid, threads, arguments, memory, shared_bytes)
+    machine = Machine(program, grid, threads, arguments, memory, shared_bytes)
     with np.errstate(all="ignore"):
         machine.run()
 
@@ -73,6 +81,8 @@ class Program:
     registers: dict[str, np.dtype]  # bits, unsigned, or bool
     code: tuple[Instruction, ...]
     labels: dict[str, int]
+    variables: dict[str, int]  # in shared memory: offset
+    shared_bytes: int  # of those; an extern array begins behind them
 
 
 OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*")
@@ -90,7 +100,9 @@ def parse(ptx: str) -> Program:
     reader = _Reader()
     reader.scope(body)
     sizes = tuple((name, TYPES[kind].itemsize) for kind, name in parameters)
-    return Program(sizes, reader.registers, tuple(reader.code), reader.labels)
+    end = reader.shared_bytes
+    variables = reader.variables | dict.fromkeys(re.findall(r"\.extern \.shared [^;]*?(\w+)\[\]", text), end)
+    return Program(sizes, reader.registers, tuple(reader.code), reader.labels, variables, end)
 
 
 class _Reader:
@@ -105,6 +117,8 @@ class _Reader:
         self.registers: dict[str, np.dtype] = {}
         self.code: list[Instruction] = []
         self.labels: dict[str, int] = {}
+        self.variables: dict[str, int] = {}
+        self.shared_bytes = 0
 
     def scope(self, body: str) -> None:
         """Everything up to the brace that closes the first one."""
@@ -133,6 +147,10 @@ class _Reader:
                 for each in [f"{name}{number}" for number in range(int(many))] if many else [name]:
                     local[-1][each] = each if len(local) == 1 else f"{each}@{scopes}"
                     self.registers[local[-1][each]] = dtype
+        elif found := re.fullmatch(r"\.shared \.align (\d+) \.b8 (\w+)\[(\d+)\]", text):
+            align, size = int(found[1]), int(found[3])
+            self.variables[found[2]] = -(-self.shared_bytes // align) * align
+            self.shared_bytes = self.variables[found[2]] + size
         elif text:
             for inner in local[1:]:
                 text = re.sub(r"(?<![%$.\w])\w+\b", lambda word, own=inner: own.get(word[0], word[0]), text)
@@ -171,7 +189,9 @@ class Machine:
         self.parameters = dict(zip([name for name, _ in program.parameters], arguments))
         self.registers: dict[str, np.ndarray] = {}
         self.under_way: set[str] = set()  # registers that a product will write, or still reads
-        self.shared = Shared(blocks, shared_bytes)
+        self.special["%smid"] = self.block % UNITS
+        self.clock = 0
+        self.shared = Shared(blocks, program.shared_bytes + shared_bytes)
         self.copies, self.copy_groups = [], []  # asynchronous: not yet in a group, and groups not yet waited for
         self.products, self.product_groups = [], []
         self.counter = np.zeros(self.count, np.int64)
@@ -192,6 +212,7 @@ class Machine:
 
     def execute(self, instruction: Instruction, active: np.ndarray) -> None:
         """One instruction for the active threads."""
+        self.clock += 1
         handler = INSTRUCTIONS.get(instruction.base)
         if handler is None:
             raise NotImplementedError(instruction.text)
@@ -217,11 +238,15 @@ class Machine:
         dtype = TYPES[kind]
         if dtype.kind == "b":
             return self.predicate(operand)
+        if operand in CLOCKS:
+            return np.full(self.count, self.clock, np.int64).astype(dtype)
         if operand in self.special:
             return np.broadcast_to(np.asarray(self.special[operand]), self.count).astype(dtype)
         if operand.startswith("%") or operand in self.registers:
             bits = self.raw(operand)
             return bits.astype(f"u{min(dtype.itemsize, bits.itemsize)}").view(_signed_alike(dtype, bits.itemsize))
+        if operand in self.program.variables:
+            return np.full(self.count, self.program.variables[operand], dtype)
         return np.full(self.count, _constant(operand, dtype))
 
     def write(self, name: str, value: np.ndarray, active: np.ndarray) -> None:
@@ -259,12 +284,8 @@ def _constant(text: str, dtype: np.dtype):
         value = np.array(int(found[1] or found[2], 16), np.uint32 if found[1] else np.uint64)
         return value.view(dtype) if dtype.kind == "f" else value.astype(dtype)
     if not re.fullmatch(r"-?(0x[0-9a-fA-F]+|\d+)U?", text):
-        if re.fullmatch(r"[A-Za-z_$][\w$]*", text):  # a variable in shared memory: there is one, at 0
-            return dtype.type(0)
         raise NotImplementedError(f"operand {text}")
     value = int(text.rstrip("U"), 0)
-    if dtype.kind == "f":
-        return np.array(value % (1 << 8 * dtype.itemsize), f"u{dtype.itemsize}").view(dtype)
     return np.array(value % (1 << 8 * dtype.itemsize), f"u{dtype.itemsize}").view(dtype)
 
 
@@ -681,14 +702,22 @@ def _convert(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     packed = [name for name in each.modifiers if name in PACKED]
     if packed:
         return PACKED[packed[0]](machine, each, active)
-    only(each, *(("rn",) if "f16" in each.kinds or "f32" in each.kinds else ()))
     target, source = each.kinds
     value = machine.read(each.operands[1], source)
     if value.dtype.kind == "f" and TYPES[target].kind != "f":
-        raise NotImplementedError(each.text)
+        return _truncate(machine, each, value, active)
+    only(each, *(("rn",) if "f" in source + target else ()))
     if TYPES[target].kind != "f" and value.itemsize < TYPES[target].itemsize:
         value = value.astype(f"{value.dtype.kind}{TYPES[target].itemsize}")  # the source's sign decides
-    machine.write(each.operands[0], canonical(value.astype(TYPES[target])), active)
+    return machine.write(each.operands[0], canonical(value.astype(TYPES[target])), active)
+
+
+def _truncate(machine: Machine, each: Instruction, value: np.ndarray, active: np.ndarray) -> None:
+    """cvt.rzi: towards zero, saturating, 0 for NaN."""
+    if each.modifiers not in (("rzi", "s32", "f32"), ("rzi", "s32", "f64")):
+        raise NotImplementedError(each.text)
+    whole = np.clip(np.trunc(np.nan_to_num(value.astype(np.float64), nan=0.0)), -(2**31), 2**31 - 1)
+    machine.write(each.operands[0], whole.astype(np.int32), active)
 
 
 def _to_fp8(name: str):
@@ -790,6 +819,22 @@ def _transfer(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     return machine.memory.store(addresses, values, active)
 
 
+@instruction("atom")
+def _atomic(machine: Machine, each: Instruction, active: np.ndarray) -> None:
+    """One thread after another, by number; each gets what was there before it."""
+    (operation,) = only(each, "global", "add", "max") - {"global"}
+    (kind,) = each.kinds
+    addresses, given = machine.address(each.operands[1]), machine.read(each.operands[2], kind)
+    before = np.zeros_like(given)
+    for thread in np.flatnonzero(active):
+        alone = np.arange(machine.count) == thread
+        before[thread] = machine.memory.load(addresses, given.itemsize, alone)[thread].view(given.dtype)[0]
+        after = before[thread] + given[thread] if operation == "add" else max(before[thread], given[thread])
+        value = np.full(machine.count, after, given.dtype)
+        machine.memory.store(addresses, value[:, None].view(np.uint8), alone)
+    machine.write(each.operands[0], before, active)
+
+
 @instruction("shfl")
 def _shuffle(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     """shfl.sync.mode.b32 d[|p], a, b, c, members: "Data Movement and Conversion Instructions: shfl.sync"."""
@@ -820,6 +865,18 @@ def _barrier(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     if waiting.any():
         raise ValueError(f"thread {waiting.argmax()} is not at the barrier of its block: {each.text}")
     return machine.shared.barrier(blocks)
+
+
+@instruction("membar")
+def _order(machine: Machine, each: Instruction, active: np.ndarray) -> None:
+    """Lockstep orders memory."""
+    only(each, "gl")
+
+
+@instruction("nanosleep")
+def _sleep(machine: Machine, each: Instruction, active: np.ndarray) -> None:
+    only(each)
+    machine.clock += int(machine.read(each.operands[0], "u32")[active].max())
 
 
 # --- control

@@ -20,7 +20,7 @@ DECODE = {
     "e5m2": lambda data: FP8["e5m2"][data],
 }
 BYTES = {"f16": 2, "bf16": 2, "e4m3": 1, "e5m2": 1}
-SWIZZLE_WIDTH = {1: 128, 2: 64, 3: 32}  # bytes, by bits 62-63 of a descriptor
+SWIZZLE_WIDTH = {0: 16, 1: 128, 2: 64, 3: 32}  # bytes of a row that lie together, by bits 62-63 of a descriptor
 
 
 def parts(braces: str) -> list[str]:
@@ -230,7 +230,11 @@ def _matrix(
     width, size = SWIZZLE_WIDTH[modes.pop()], BYTES[form]
     row, column = np.arange(rows)[:, None], np.arange(k * size)[None, :]
     if not transposed:  # K-major: eight rows of `width` bytes, then the next eight
-        address = start + row // 8 * stride + row % 8 * width + column
+        address = start + row // 8 * stride + row % 8 * width + column % width + column // width * leading
+        if width > 16 and (column >= width).any():
+            raise NotImplementedError(f"{k * size} bytes of K, swizzled within {width}")
+    elif width == 16:
+        raise NotImplementedError("a transposed matrix that is not swizzled")
     else:
         across = width // size  # rows next to each other, eight of K below one another
         inner = column // size % 8 * width + row % across * size + column % size
