@@ -149,18 +149,18 @@ def without(pattern, replacement="", count=0):
 
 
 @pytest.mark.parametrize(
-    ("edit", "message"),
+    ("route", "edit", "message"),
     [
-        (without(r"fence\.proxy\.async\.shared::cta;"), "no fence.proxy.async has made visible"),
-        (without(r"cp\.async\.wait_group\s+\d+;"), "a copy to it has not been waited for"),
-        (without(r"wgmma\.wait_group\.sync\.aligned 0;"), "before its product has been waited for"),
+        ("fp16_relative", without(r"fence\.proxy\.async\.shared::cta;"), "no fence.proxy.async has made visible"),
+        ("folded_128", without(r"cp\.async\.wait_group\s+\d+;"), "a copy to it has not been waited for"),
+        ("folded_128", without(r"wgmma\.wait_group\.sync\.aligned 0;"), "before its product has been waited for"),
     ],
 )
-def test_code_that_does_not_wait_is_refused(compiled, edit, message):
+def test_code_that_does_not_wait_is_refused(compiled, route, edit, message):
     compiled("sm_90", edit)
     a, b = whole_numbers(128, 640), whole_numbers(64, 640, seed=3)
     with pytest.raises(ValueError, match=message):
-        matmul_gpu.matmul(a, b, "folded_128")
+        matmul_gpu.matmul(a, b, route)
 
 
 def test_a_wrong_address_is_seen(compiled):

@@ -307,7 +307,9 @@ class Shared:
         self.bytes = np.full((blocks, size), POISON, np.uint8)
         self.written = np.zeros((blocks, size), bool)
         self.in_flight = np.zeros((blocks, size), bool)
-        self.unfenced = np.zeros((blocks, size), bool)  # stored with no fence.proxy.async since
+        # Stored by a thread with no fence.proxy.async since. Asynchronous copies are left out: the PTX ISA wants the
+        # fence there, too, but kernels in wide use have none (those of Triton 3.6, for one).
+        self.unfenced = np.zeros((blocks, size), bool)
         self.multiplied = np.zeros((blocks, size), np.int32)  # products under way that read it
         self.writer = np.full((blocks, size), self.NOBODY)
         self.reader = np.full((blocks, size), self.NOBODY)
@@ -360,7 +362,7 @@ class Shared:
         """The bytes of an asynchronous copy."""
         self.bytes[at] = values
         self.in_flight[at] = False
-        self.written[at] = self.unfenced[at] = True
+        self.written[at] = True
 
     def for_tensor_cores(self, at) -> np.ndarray:
         """The bytes at an index, which are in use from now on."""

@@ -74,17 +74,20 @@ def _fence(machine: Machine, each: Instruction, active: np.ndarray) -> None:
 # --- mma.sync ---------------------------------------------------------------------------------------------------------
 
 
-@instruction("ldmatrix")
-def _load_matrices(machine: Machine, each: Instruction, active: np.ndarray) -> None:
-    """Lane 8 i + r has the address of row r of matrix i, and gets two elements of row lane / 4 of every matrix."""
+@instruction("ldmatrix", "stmatrix")
+def _matrices(machine: Machine, each: Instruction, active: np.ndarray) -> None:
+    """Lane 8 i + r has the address of row r of matrix i, and holds two elements of row lane / 4 of every matrix."""
     only(each, "sync", "aligned", "m8n8", "x1", "x2", "x4", "shared")
-    names, addresses = parts(each.operands[0]), machine.address(each.operands[1])
-    warp = np.arange(machine.count) - machine.lane
     _whole(machine, each, active, 32)
-    for index, name in enumerate(names):
-        row = addresses[warp + 8 * index + machine.lane // 4]
-        piece = machine.shared.load(machine, row + machine.lane % 4 * 4, 4, active)
-        machine.write(name, piece.view(np.uint32)[:, 0], active)
+    loads = each.base == "ldmatrix"
+    names, place = each.operands if loads else each.operands[::-1]
+    addresses, warp = machine.address(place), np.arange(machine.count) - machine.lane
+    for index, name in enumerate(parts(names)):
+        at = addresses[warp + 8 * index + machine.lane // 4] + machine.lane % 4 * 4
+        if loads:
+            machine.write(name, machine.shared.load(machine, at, 4, active).view(np.uint32)[:, 0], active)
+        else:
+            machine.shared.store(machine, at, machine.read(name, "b32")[:, None].view(np.uint8), active)
 
 
 @instruction("mma")
