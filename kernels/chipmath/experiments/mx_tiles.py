@@ -1,6 +1,6 @@
 """What a tile of an MXFP8 matrix product takes from each chip, by Triton."""
 
-from chipmath.crosscompile import Binary, _triton, compile_triton
+from chipmath.crosscompile import Binary, compile_triton, find_triton
 from chipmath.devices import device
 from chipmath.experiments.experiment import CompiledExperiment
 from chipmath.experiments.resources import RESOURCES, resources
@@ -11,7 +11,7 @@ TILES = ((64, 64, 128), (128, 64, 128), (128, 128, 128), (256, 128, 128), (128, 
 
 def compile_tile(arch: str, tile: tuple[int, int, int], num_warps: int, num_stages: int, **options) -> Binary:
     """The kernel as a launch on aligned tensors below 2 GiB would compile it."""
-    _triton()  # else the kernel's own import fails, and does not say how to get it
+    find_triton()  # else the kernel's own import fails, and does not say how to get it
     from chipmath.experiments.scaled_gemm import scaled_gemm
 
     letters = "DS" if device(arch).vendor == "AMD" else "D"
