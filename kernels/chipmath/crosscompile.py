@@ -103,6 +103,14 @@ class Binary:
         """Columns of tensor memory that a block allocates (Blackwell)."""
         return sum(int(columns) for columns in re.findall(r"tcgen05\.alloc\S* \[[^]]*\], (\d+)", self.ptx or ""))
 
+    @property
+    def parameters(self) -> int:
+        """How many arguments a launch has to give; Triton appends pointers to scratch memory to the kernel's own."""
+        if self.arch in AMD_ARCHS:
+            (entry,) = (entry for entry in _metadata(self.code)["amdhsa.kernels"] if entry[".name"] == self.kernel)
+            return sum(not argument[".value_kind"].startswith("hidden_") for argument in entry[".args"])
+        return len(_nv_info(_Elf(self.code).section_bytes(f".nv.info.{self.kernel}")).get(EIATTR_KPARAM_INFO, []))
+
     def instructions(self, pattern: str = "") -> Counter:
         """How often each opcode that ``pattern`` is found in stands in the code; loops count once."""
         opcodes = (AMD_OPCODE if self.arch in AMD_ARCHS else SASS_OPCODE).findall(self.isa)
@@ -637,6 +645,7 @@ def _nvidia_binary(
 # Attribute numbers as `cuobjdump -elf` names them.
 EIATTR_MAX_THREADS = 0x05
 EIATTR_REQNTID = 0x10
+EIATTR_KPARAM_INFO = 0x17  # one for each parameter
 EIATTR_REGCOUNT = 0x2F
 EIATTR_NUM_BARRIERS = 0x4C
 
