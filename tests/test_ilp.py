@@ -11,7 +11,7 @@ from chipmath.crosscompile import AMD_OPCODE, SASS_OPCODE, CompilerMissing
 from chipmath.devices import DEVICES
 from chipmath.experiments import EXPERIMENTS, ExperimentError, ilp_sweep
 from chipmath.experiments.bytes_in_flight import innermost_loop
-from chipmath.experiments.ilp_sweep import Point
+from chipmath.experiments.ilp_sweep import Point, compile_chains
 from chipmath.formats import E4M3
 from chipmath.gpu import Gpu
 from chipmath.ilp import INSTRUCTIONS, Trace, expected_fraction, operands, span_of_units, wrong_waves
@@ -43,7 +43,7 @@ def silent(done, total, text):
 def compiled_or_skip(name, source, chains, arch=None):
     try:
         if arch is None:
-            return ilp_sweep.compile_chains(name, chains, source)
+            return compile_chains(name, chains, source)
         return ilp_sweep.compile_gluon(INSTRUCTIONS[name], chains, arch)
     except CompilerMissing as error:
         pytest.skip(f"not compiled: {error}")

@@ -1,11 +1,12 @@
 """What a tile of an MXFP8 matrix product takes from each chip, by Triton."""
 
 from chipmath.crosscompile import Binary, compile_triton, find_triton
-from chipmath.devices import device
+from chipmath.devices import DEVICES, device
 from chipmath.experiments.experiment import CompiledExperiment
 from chipmath.experiments.resources import RESOURCES, resources
 
 ARCHS = ("gfx942", "gfx950", "sm_90", "sm_100")
+COLUMNS = DEVICES["sm_100"].tensor_memory_columns
 TILES = ((64, 64, 128), (128, 64, 128), (128, 128, 128), (256, 128, 128), (128, 128, 256), (256, 256, 128))
 
 
@@ -53,7 +54,7 @@ EXPERIMENT = CompiledExperiment(
         "num_stages": "steps in flight: Triton's default for the vendor",
     },
     values=RESOURCES
-    | {"tensor_memory_columns": "allocated by a block, of 512 (Blackwell)", "note": "why there is no kernel"},
+    | {"tensor_memory_columns": f"allocated by a block, of {COLUMNS} (Blackwell)", "note": "why there is no kernel"},
     cases=tuple(_case(arch, tile, warps) for arch in ARCHS for tile in TILES for warps in (4, 8)),
     quick_cases=(
         _case("gfx950", (64, 64, 128), 8),
