@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+import types
 from collections import Counter
 from types import SimpleNamespace
 
@@ -231,6 +232,84 @@ def test_too_many_or_no_chains_are_refused(name, chains):
 def test_a_language_that_an_instruction_is_not_written_in_is_refused():
     with pytest.raises(ValueError, match="mfma 16x16x128 is written in HIP, not in 'Gluon'"):
         ilp_sweep.compile_chains("mfma 16x16x128", 1, "Gluon")
+
+
+# What the Gluon source computes, run on the CPU with torch's tensors for Gluon's and no layouts
+
+
+class Pointer:
+    """A flat tensor and where in it."""
+
+    def __init__(self, memory, at=0):
+        self.memory, self.at = memory, at
+
+    def __add__(self, more):
+        return Pointer(self.memory, self.at + more)
+
+
+def inline_assembly(text, constraints, arguments, **options):
+    """Only what the chains contain; the clock stands still."""
+    return arguments[0] if arguments else 0
+
+
+def store(pointer, values):
+    pointer.memory[pointer.at] = values
+
+
+def gluon_on_cpu(program):
+    """Gluon's names as the chains use them, for one program of a launch."""
+    gl = SimpleNamespace(
+        **{name: lambda *a, **k: None for name in ("BlockedLayout", "SliceLayout", "DotOperandLayout")},
+        **{name: getattr(torch, name) for name in ("float32", "int64", "int32", "uint8")},
+        **{"NVMMASharedLayout": lambda **k: None, "float8e4nv": None, "store": store, "static_range": range},
+        arange=lambda start, end, layout: torch.arange(start, end),
+        load=lambda pointer: pointer.memory[pointer.at].float(),
+        zeros=lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
+        full=lambda shape, value, dtype, layout: torch.full(shape, value & 255, dtype=dtype),
+        fma=lambda a, b, c: a * b + c,
+        allocate_shared_memory=lambda dtype, shape, layout, value: value,
+        inline_asm_elementwise=inline_assembly,
+        program_id=lambda axis: program,
+    )
+
+    def scaled(a, a_scale, a_format, b, b_scale, b_format, c):
+        return a @ b * 2.0 ** (float(a_scale[0, 0]) - 127) * 2.0 ** (float(b_scale[0, 0]) - 127) + c
+
+    cdna4 = SimpleNamespace(mfma_scaled=scaled, get_mfma_scale_layout=lambda *a: None)
+    ampere = SimpleNamespace(mma_v2=lambda a, b, c: a @ b + c)
+    hopper = SimpleNamespace(
+        warpgroup_mma=lambda a, b, c, is_async: a @ b + c,
+        warpgroup_mma_wait=lambda outstanding, deps: deps if len(deps) > 1 else deps[0],
+        fence_async_shared=lambda: None,
+    )
+    return {"gl": gl, "cdna4": cdna4, "ampere": ampere, "hopper": hopper, "debug_barrier": lambda: None, "WAVES": 4}
+
+
+@pytest.mark.parametrize("chains", [1, 3])
+@pytest.mark.parametrize("name", [name for name, source in KERNELS if source == "Gluon"])
+def test_the_gluon_source_gives_every_wave_its_sum(name, chains):
+    """Two programs, three steps: every chain reads its own A, and all that C++ would add up is stored."""
+    pytest.importorskip("triton")
+    from chipmath import ilp_gluon
+
+    instruction, steps, programs = INSTRUCTIONS[name], 3, 2
+    arguments = ilp_sweep.launch_arguments(Point(name, "Gluon", chains, 1), programs, 0, "cpu")
+    words = arguments[4]
+    decode = {"e4m3": lambda: E4M3.decode(words.view(torch.uint8)), "bfloat16": lambda: words.view(torch.bfloat16)}
+    arguments[4] = decode.get(instruction.encoding, lambda: words.view(torch.float32))()
+    arguments[5] = steps
+    for program in range(programs):
+        names = gluon_on_cpu(program)
+        for global_name, value in vars(ilp_gluon).items():
+            if hasattr(value, "fn"):
+                plain = types.FunctionType(value.fn.__code__, names, global_name)
+                names[global_name] = (lambda: None) if global_name.endswith("_layout") else plain
+        kernel = names[instruction.gluon]
+        given = [Pointer(a) if torch.is_tensor(a) else a for a in arguments]
+        kernel(*given, CHAINS=chains, DEPTH=instruction.depth)
+    sums = arguments[0].view(programs * instruction.threads, -1).sum(1)
+    trace = Trace(sums.tolist(), [], [], [])
+    assert wrong_waves(trace, name, operands(name, chains, ilp_sweep.SEED)[1], steps * instruction.depth) == 0
 
 
 # Launches
