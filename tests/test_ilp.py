@@ -17,6 +17,7 @@ from chipmath.formats import E4M3
 from chipmath.gpu import Gpu
 from chipmath.ilp import INSTRUCTIONS, Trace, expected_fraction, operands, span_of_units, wrong_waves
 from chipmath.occupancy import shared_ceilings
+from oracles.execute import execute
 
 torch = pytest.importorskip("torch")
 
@@ -234,7 +235,28 @@ def test_a_language_that_an_instruction_is_not_written_in_is_refused():
         ilp_sweep.compile_chains("mfma 16x16x128", 1, "Gluon")
 
 
-# What the Gluon source computes, run on the CPU with torch's tensors for Gluon's and no layouts
+# What the Gluon kernels compute, on a CPU
+
+
+def ran(name, chains, run):
+    """The trace of two programs and three steps, and the iterations that were; ``run`` fills the arguments' tensors."""
+    instruction, steps, programs = INSTRUCTIONS[name], 3, 2
+    arguments = ilp_sweep.launch_arguments(Point(name, "Gluon", chains, 1), programs, 0, "cpu")
+    arguments[5] = steps
+    run(programs, arguments)
+    sums = arguments[0].view(programs * instruction.threads, -1).sum(1)
+    return Trace(sums.tolist(), *(tensor.tolist() for tensor in arguments[1:4])), steps * instruction.depth
+
+
+@pytest.mark.parametrize("chains", [1, 3])
+@pytest.mark.parametrize("name", ["FFMA", "mma.sync m16n8k16 bf16", "wgmma m64n64k32 e4m3"])
+def test_compiled_gluon_chains_give_every_wave_its_sum(name, chains):
+    """PTX, executed: every chain reads its own A, what tensor cores write is waited for, every sum is stored."""
+    compiled = compiled_or_skip(name, "Gluon", chains)
+    still = dataclasses.replace(compiled, ptx=compiled.ptx.replace("%clock64", "7").replace("%smid", "5"))
+    trace, iterations = ran(name, chains, lambda programs, arguments: execute(still, (programs,), arguments))
+    assert wrong_waves(trace, name, operands(name, chains, ilp_sweep.SEED)[1], iterations) == 0
+    assert (trace.starts, trace.stops, trace.units) == ([7, 7], [7, 7], [5, 5])
 
 
 class Pointer:
@@ -247,69 +269,52 @@ class Pointer:
         return Pointer(self.memory, self.at + more)
 
 
-def inline_assembly(text, constraints, arguments, **options):
-    """Only what the chains contain; the clock stands still."""
-    return arguments[0] if arguments else 0
+def gluon_names(program):
+    """Gluon's names as mfma_scale uses them, with torch's tensors and no layouts; the clock stands still."""
 
-
-def store(pointer, values):
-    pointer.memory[pointer.at] = values
-
-
-def gluon_on_cpu(program):
-    """Gluon's names as the chains use them, for one program of a launch."""
-    gl = SimpleNamespace(
-        **{name: lambda *a, **k: None for name in ("BlockedLayout", "SliceLayout", "DotOperandLayout")},
-        **{name: getattr(torch, name) for name in ("float32", "int64", "int32", "uint8")},
-        **{"NVMMASharedLayout": lambda **k: None, "float8e4nv": None, "store": store, "static_range": range},
-        arange=lambda start, end, layout: torch.arange(start, end),
-        load=lambda pointer: pointer.memory[pointer.at].float(),
-        zeros=lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
-        full=lambda shape, value, dtype, layout: torch.full(shape, value & 255, dtype=dtype),
-        fma=lambda a, b, c: a * b + c,
-        allocate_shared_memory=lambda dtype, shape, layout, value: value,
-        inline_asm_elementwise=inline_assembly,
-        program_id=lambda axis: program,
-    )
+    def store(pointer, values):
+        pointer.memory[pointer.at] = values
 
     def scaled(a, a_scale, a_format, b, b_scale, b_format, c):
         return a @ b * 2.0 ** (float(a_scale[0, 0]) - 127) * 2.0 ** (float(b_scale[0, 0]) - 127) + c
 
-    cdna4 = SimpleNamespace(mfma_scaled=scaled, get_mfma_scale_layout=lambda *a: None)
-    ampere = SimpleNamespace(mma_v2=lambda a, b, c: a @ b + c)
-    hopper = SimpleNamespace(
-        warpgroup_mma=lambda a, b, c, is_async: a @ b + c,
-        warpgroup_mma_wait=lambda outstanding, deps: deps if len(deps) > 1 else deps[0],
-        fence_async_shared=lambda: None,
+    gl = SimpleNamespace(
+        **{name: getattr(torch, name) for name in ("float32", "int64", "int32", "uint8")},
+        **{"SliceLayout": lambda *a: None, "DotOperandLayout": lambda *a: None, "static_range": range, "store": store},
+        arange=lambda start, end, layout: torch.arange(start, end),
+        load=lambda pointer: pointer.memory[pointer.at],
+        zeros=lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
+        full=lambda shape, value, dtype, layout: torch.full(shape, value & 255, dtype=dtype),
+        inline_asm_elementwise=lambda text, constraints, arguments, **options: arguments[0] if arguments else 0,
+        program_id=lambda axis: program,
     )
-    return {"gl": gl, "cdna4": cdna4, "ampere": ampere, "hopper": hopper, "debug_barrier": lambda: None, "WAVES": 4}
+    cdna4 = SimpleNamespace(mfma_scaled=scaled, get_mfma_scale_layout=lambda *a: None)
+    return {"gl": gl, "cdna4": cdna4, "debug_barrier": lambda: None, "WAVES": 4, "_mfma_layout": lambda: None}
 
 
 @pytest.mark.parametrize("chains", [1, 3])
-@pytest.mark.parametrize("name", [name for name, source in KERNELS if source == "Gluon"])
-def test_the_gluon_source_gives_every_wave_its_sum(name, chains):
-    """Two programs, three steps: every chain reads its own A, and all that C++ would add up is stored."""
+def test_the_source_of_mfma_scale_gives_every_wave_its_sum(chains):
+    """Python's own meaning of the kernel: its addresses. No emulator of ours executes CDNA code."""
     pytest.importorskip("triton")
     from chipmath import ilp_gluon
 
-    instruction, steps, programs = INSTRUCTIONS[name], 3, 2
-    arguments = ilp_sweep.launch_arguments(Point(name, "Gluon", chains, 1), programs, 0, "cpu")
-    words = arguments[4]
-    decode = {"e4m3": lambda: E4M3.decode(words.view(torch.uint8)), "bfloat16": lambda: words.view(torch.bfloat16)}
-    arguments[4] = decode.get(instruction.encoding, lambda: words.view(torch.float32))()
-    arguments[5] = steps
-    for program in range(programs):
-        names = gluon_on_cpu(program)
-        for global_name, value in vars(ilp_gluon).items():
-            if hasattr(value, "fn"):
-                plain = types.FunctionType(value.fn.__code__, names, global_name)
-                names[global_name] = (lambda: None) if global_name.endswith("_layout") else plain
-        kernel = names[instruction.gluon]
-        given = [Pointer(a) if torch.is_tensor(a) else a for a in arguments]
-        kernel(*given, CHAINS=chains, DEPTH=instruction.depth)
-    sums = arguments[0].view(programs * instruction.threads, -1).sum(1)
-    trace = Trace(sums.tolist(), [], [], [])
-    assert wrong_waves(trace, name, operands(name, chains, ilp_sweep.SEED)[1], steps * instruction.depth) == 0
+    name = "mfma_scale 16x16x128"
+
+    def run(programs, arguments):
+        elements = E4M3.decode(arguments[4].view(torch.uint8))
+        for program in range(programs):
+            names = gluon_names(program)
+            for function in ("_now", "_unit", "_pinned", "_timed", "_report", "_places", "_step_mfma_scale"):
+                names[function] = types.FunctionType(getattr(ilp_gluon, function).fn.__code__, names)
+            kernel = types.FunctionType(ilp_gluon.mfma_scale.fn.__code__, names)
+            sums, starts, stops, units = (Pointer(tensor) for tensor in arguments[:4])
+            kernel(
+                *(sums, starts, stops, units, Pointer(elements), *arguments[5:]),
+                *(chains, INSTRUCTIONS[name].depth),
+            )
+
+    trace, iterations = ran(name, chains, run)
+    assert wrong_waves(trace, name, operands(name, chains, ilp_sweep.SEED)[1], iterations) == 0
 
 
 # Launches

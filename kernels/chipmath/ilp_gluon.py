@@ -61,8 +61,11 @@ def _pinned(x, AMD: gl.constexpr):
 
 
 @gluon.jit
-def _timed(x, c, steps, step: gl.constexpr, DEPTH: gl.constexpr, AMD: gl.constexpr):
+def _timed(x, zeros, steps, step: gl.constexpr, DEPTH: gl.constexpr, AMD: gl.constexpr):
     """First clock, last clock and the accumulators after so many steps from zero."""
+    c = ()
+    for i in gl.static_range(len(zeros)):
+        c = c + (_pinned(zeros[i], AMD),)  # or chains that share both operands would share their first product
     first = step(x, c, 1)
     c = ()
     for i in gl.static_range(len(first)):
