@@ -17,7 +17,6 @@ from chipmath.formats import E4M3
 from chipmath.gpu import Gpu
 from chipmath.ilp import INSTRUCTIONS, Trace, expected_fraction, operands, span_of_units, wrong_waves
 from chipmath.occupancy import shared_ceilings
-from oracles.execute import execute
 
 torch = pytest.importorskip("torch")
 
@@ -235,28 +234,7 @@ def test_a_language_that_an_instruction_is_not_written_in_is_refused():
         ilp_sweep.compile_chains("mfma 16x16x128", 1, "Gluon")
 
 
-# What the Gluon kernels compute, on a CPU
-
-
-def ran(name, chains, run):
-    """The trace of two programs and three steps, and the iterations that were; ``run`` fills the arguments' tensors."""
-    instruction, steps, programs = INSTRUCTIONS[name], 3, 2
-    arguments = ilp_sweep.launch_arguments(Point(name, "Gluon", chains, 1), programs, 0, "cpu")
-    arguments[5] = steps
-    run(programs, arguments)
-    sums = arguments[0].view(programs * instruction.threads, -1).sum(1)
-    return Trace(sums.tolist(), *(tensor.tolist() for tensor in arguments[1:4])), steps * instruction.depth
-
-
-@pytest.mark.parametrize("chains", [1, 3])
-@pytest.mark.parametrize("name", ["FFMA", "mma.sync m16n8k16 bf16", "wgmma m64n64k32 e4m3"])
-def test_compiled_gluon_chains_give_every_wave_its_sum(name, chains):
-    """PTX, executed: every chain reads its own A, what tensor cores write is waited for, every sum is stored."""
-    compiled = compiled_or_skip(name, "Gluon", chains)
-    still = dataclasses.replace(compiled, ptx=compiled.ptx.replace("%clock64", "7").replace("%smid", "5"))
-    trace, iterations = ran(name, chains, lambda programs, arguments: execute(still, (programs,), arguments))
-    assert wrong_waves(trace, name, operands(name, chains, ilp_sweep.SEED)[1], iterations) == 0
-    assert (trace.starts, trace.stops, trace.units) == ([7, 7], [7, 7], [5, 5])
+# What mfma_scale computes; tests/test_ptx_experiments.py executes the kernels for NVIDIA
 
 
 class Pointer:
@@ -298,23 +276,18 @@ def test_the_source_of_mfma_scale_gives_every_wave_its_sum(chains):
     pytest.importorskip("triton")
     from chipmath import ilp_gluon
 
-    name = "mfma_scale 16x16x128"
-
-    def run(programs, arguments):
-        elements = E4M3.decode(arguments[4].view(torch.uint8))
-        for program in range(programs):
-            names = gluon_names(program)
-            for function in ("_now", "_unit", "_pinned", "_timed", "_report", "_places", "_step_mfma_scale"):
-                names[function] = types.FunctionType(getattr(ilp_gluon, function).fn.__code__, names)
-            kernel = types.FunctionType(ilp_gluon.mfma_scale.fn.__code__, names)
-            sums, starts, stops, units = (Pointer(tensor) for tensor in arguments[:4])
-            kernel(
-                *(sums, starts, stops, units, Pointer(elements), *arguments[5:]),
-                *(chains, INSTRUCTIONS[name].depth),
-            )
-
-    trace, iterations = ran(name, chains, run)
-    assert wrong_waves(trace, name, operands(name, chains, ilp_sweep.SEED)[1], iterations) == 0
+    name, steps, programs = "mfma_scale 16x16x128", 3, 2
+    arguments = ilp_sweep.launch_arguments(Point(name, "Gluon", chains, 1), programs, 0, "cpu")
+    pointers = [Pointer(tensor) for tensor in arguments[:4]]
+    elements, depth = Pointer(E4M3.decode(arguments[4].view(torch.uint8))), INSTRUCTIONS[name].depth
+    for program in range(programs):
+        names = gluon_names(program)
+        for function in ("_now", "_unit", "_pinned", "_timed", "_report", "_places", "_step_mfma_scale"):
+            names[function] = types.FunctionType(getattr(ilp_gluon, function).fn.__code__, names)
+        kernel = types.FunctionType(ilp_gluon.mfma_scale.fn.__code__, names)
+        kernel(*pointers, elements, steps, *arguments[6:], chains, depth)
+    trace = ilp_sweep.trace_of(arguments, programs * INSTRUCTIONS[name].threads)
+    assert wrong_waves(trace, name, operands(name, chains, ilp_sweep.SEED)[1], steps * depth) == 0
 
 
 # Launches

@@ -82,9 +82,9 @@ def _timed(x, zeros, steps, step: gl.constexpr, DEPTH: gl.constexpr, AMD: gl.con
             left = gl.inline_asm_elementwise("", "=s,0", [left], dtype=gl.int32, is_pure=False, pack=1)
     debug_barrier()
     stop = _now(AMD)
-    sums = _pinned(c[0], AMD).to(gl.int64)
+    sums = _pinned(c[0], AMD).to(gl.int32).to(gl.int64)
     for i in gl.static_range(1, len(c)):
-        sums += _pinned(c[i], AMD).to(gl.int64)
+        sums += _pinned(c[i], AMD).to(gl.int32).to(gl.int64)
     return start, stop, sums
 
 

@@ -120,9 +120,7 @@ def run_on_device(binary: Binary, point: Point, groups: int, dynamic_shared_byte
     threads = INSTRUCTIONS[point.instruction].threads
     arguments = launch_arguments(point, groups, binary.parameters, "cuda")
     launch(binary, groups, threads, arguments, dynamic_shared_bytes=dynamic_shared_bytes)
-    sums, starts, stops, where = arguments[:4]
-    by_thread = sums.view(groups * threads, -1).sum(1)  # Gluon leaves a thread's accumulators to be added up
-    return Trace(by_thread.tolist(), starts.tolist(), stops.tolist(), where.tolist())
+    return trace_of(arguments, groups * threads)
 
 
 def launch_arguments(point: Point, groups: int, parameters: int, where: str) -> list:
@@ -143,6 +141,13 @@ def launch_arguments(point: Point, groups: int, parameters: int, where: str) -> 
     if instruction.arch.startswith("gfx"):
         arguments.append(0x7F7F7F7F)  # four scale bytes that are one
     return arguments + [torch.empty(0, device=where)] * (parameters - len(arguments))  # null pointers
+
+
+def trace_of(arguments: list, threads: int) -> Trace:
+    """What a launch of so many threads in all left behind in its arguments."""
+    sums, starts, stops, units = arguments[:4]
+    by_thread = sums.view(threads, -1).sum(1)  # Gluon leaves a thread's accumulators to be added up
+    return Trace(by_thread.tolist(), starts.tolist(), stops.tolist(), units.tolist())
 
 
 def rehearse(progress: Progress) -> tuple[dict, list[Row]]:
