@@ -29,8 +29,8 @@ LOOP_ONLY = re.compile(
 )
 # And between the clocks outside the loop: registers that are set, addresses, a branch, the barrier. No memory, no sum.
 AROUND_THE_LOOP = re.compile(
-    r"U?LDCU?|S2U?R|CS2R|U?MOV|IMAD\.MOV|HFMA2\.MMA|U?ISETP|U?PLOP3|BRA|NOP|VIADD|U?IADD3|ULEA|U?LOP3|U?SHF|SGXT|BAR\.SYNC"
-    r"|s_(cbranch|barrier|waitcnt|nop|bfe|mov|add|cmp)|v_mov|v_accvgpr_(read|write)"
+    r"U?LDCU?|S2U?R|CS2R|U?MOV|IMAD\.(MOV|SHL)|HFMA2\.MMA|U?ISETP|U?PLOP3|BRA|NOP|VIADD|U?IADD3|ULEA|U?LOP3|U?SHF|SGXT|BAR\.SYNC"
+    r"|s_(cbranch|barrier|waitcnt|nop|bfe|lshl|lshr|ashr|mov|add|cmp)|v_mov|v_accvgpr_(read|write)"
 )
 CLOCK = {"NVIDIA": r"^.*CS2R\S* R\d+, SR_CLOCKLO.*$", "AMD": r"^.*(s_memtime|HW_REG_SHADER_CYCLES).*$"}
 LOAD, STORE = re.compile(r"LDG|LDS|(global|buffer|flat)_load|ds_read"), re.compile(r"STG|(global|buffer|flat)_store")
