@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from chipmath.crosscompile import Binary, _triton, compile_triton
+from chipmath.crosscompile import Binary, compile_triton, find_triton
 from chipmath.devices import device
 from chipmath.experiments.experiment import CompiledExperiment
 from chipmath.experiments.resources import RESOURCES, resources
@@ -78,7 +78,7 @@ LAUNCHED = tuple(name for name in VARIANTS if name.endswith("as launched"))
 
 def compile_quantizer(chosen: Configuration, arch: str, *, aligned: bool = True) -> Binary:
     """A configuration as a launch would compile it; ``aligned``: sizes are multiples of 16, as a launch finds out."""
-    _triton()
+    find_triton()
     letters = "DS" if device(arch).vendor == "AMD" else "D"
     names = [name for name in chosen.kernel.arg_names if name not in chosen.constexprs]
     word = "*i32" if chosen.constexprs["DTYPE"] == "float32" else "*i16"
@@ -93,7 +93,7 @@ def compile_quantizer(chosen: Configuration, arch: str, *, aligned: bool = True)
 
 def compile_case(arch, variant, dtype) -> dict:
     """One row."""
-    _triton()
+    find_triton()
     chosen = VARIANTS[variant](arch, dtype)
     binary = compile_quantizer(chosen, arch)
     every = binary.instructions() - binary.instructions(PADDING)
