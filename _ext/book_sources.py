@@ -49,5 +49,5 @@ def _cited_as(entry) -> tuple[str, str]:
 def setup(app):
     """Register the style and the letters."""
     register_plugin("pybtex.style.formatting", STYLE, Sources)
-    app.connect("builder-inited", tell_apart)
+    app.connect("builder-inited", tell_apart, priority=600)  # sphinxcontrib-bibtex reads the file at 500
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -113,7 +113,15 @@ def test_twin_is_plain_markdown_with_title_and_working_links(page):
     assert not ROLE.search(prose), ROLE.search(prose)
     assert len(re.findall(r"(?m)^# ", prose)) == 1
     for target in re.findall(r"\]\(([^)\s]+)\)", prose):
-        assert target.startswith(("http", "mailto:")) or (path.parent / target).exists(), target
+        name, _, place = target.partition("#")
+        assert target.startswith(("http", "mailto:")) or (path.parent / name).exists(), target
+        if place and not target.startswith("http"):
+            assert f'<a id="{place}"></a>' in (path.parent / name).read_text(encoding="utf-8"), target
+
+
+@pytest.mark.built
+def test_twins_lead_to_the_term_and_not_only_to_the_glossary():
+    assert "[LDS](../reference/glossary.md#term-LDS)" in (HTML / "chapters/occupancy.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.built
