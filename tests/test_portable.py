@@ -245,6 +245,18 @@ def test_notebook_names_what_a_kernel_lacks(tmp_path):
 
 
 @pytest.mark.built
+def test_all_cells_can_run_again_in_the_same_kernel(tmp_path):
+    python = strangers_python(tmp_path / "python", "myst_nb")
+    (tmp_path / "empty").mkdir()
+    cell = nbformat.read(HTML / names(ARTICLES[0])[0], as_version=4).cells[1].source
+    result = run_in(
+        tmp_path / "empty", python, "-", code=f"{cell}\n{cell}\nfrom myst_nb import glue\nprint(glue('a', 1))"
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("None\n")
+
+
+@pytest.mark.built
 def test_unpacking_keeps_what_a_reader_changed(tmp_path):
     python = strangers_python(tmp_path / "python")
     (tmp_path / "empty").mkdir()
