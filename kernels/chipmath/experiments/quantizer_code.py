@@ -65,13 +65,13 @@ VARIANTS: dict[str, Callable[[str, str], Configuration]] = {
     "columns: as launched": _ours("columns"),
     "columns: masked": _ours("columns", even=False),
     "columns: 128x4 scales": _ours("columns", scale_layout="128x4"),
-    "columns: 8 rows a thread": _ours("columns", patch_rows=8),
+    "columns: 8 rows a thread": _ours("columns", patch=(8, 8)),
     "both: through shared memory": _tile((64, 64), True, True),
     "both: as launched": _ours("both"),
     "both: masked": _ours("both", even=False),
     "both: 128x4 scales": _ours("both", scale_layout="128x4"),
-    "both: 4 rows a thread": _ours("both", patch_rows=4),
-    "both: 16 rows a thread": _ours("both", patch_rows=16),
+    "both: 4 rows a thread": _ours("both", patch=(4, 8)),
+    "both: 16 rows a thread": _ours("both", patch=(16, 8)),
 }
 LAUNCHED = tuple(name for name in VARIANTS if name.endswith("as launched"))
 
