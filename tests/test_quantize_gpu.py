@@ -303,7 +303,7 @@ def bar_cases():
         ("bfloat16", E5M2, "even"),
     ]
     for dtype, fmt, rule in (("bfloat16", E4M3, "rceil"), *others):
-        marks = pytest.mark.slow if (dtype, fmt, rule) in others[1:] else ()
+        marks = pytest.mark.slow if (dtype, fmt, rule) in others else ()
         for layout, even in itertools.product(quantize_gpu.LAYOUTS, (True, False)):
             options = {"dtype": dtype, "fmt": fmt, "rule": rule, "scale_layout": layout, "even": even}
             yield pytest.param(
