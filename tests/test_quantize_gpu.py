@@ -295,20 +295,13 @@ def global_loads(binary):
 
 
 def bar_cases():
-    """Scale layouts and masks in bfloat16, all else of dtype, format and rule with every layout and mask."""
-    others = [
-        ("float32", E4M3, "rceil"),
-        ("float16", E4M3, "floor"),
-        ("float32", E5M2, "ceil"),
-        ("bfloat16", E5M2, "even"),
-    ]
-    for dtype, fmt, rule in (("bfloat16", E4M3, "rceil"), *others):
-        marks = pytest.mark.slow if (dtype, fmt, rule) in others else ()
-        for layout, even in itertools.product(quantize_gpu.LAYOUTS, (True, False)):
-            options = {"dtype": dtype, "fmt": fmt, "rule": rule, "scale_layout": layout, "even": even}
-            yield pytest.param(
-                options, marks=marks, id=f"{dtype}-{fmt.name}-{rule}-{layout}-{'even' if even else 'masked'}"
-            )
+    """Every scale layout, with masks and without, in every dtype, format and rule."""
+    kinds = [("bfloat16", E4M3, "rceil"), ("float16", E4M3, "floor"), ("float32", E4M3, "rceil"),
+             ("bfloat16", E5M2, "even"), ("float32", E5M2, "ceil")]  # fmt: skip
+    for kind, layout, even in itertools.product(kinds, quantize_gpu.LAYOUTS, (True, False)):
+        options = dict(zip(("dtype", "fmt", "rule"), kind)) | {"scale_layout": layout, "even": even}
+        marks = () if kind == kinds[0] else pytest.mark.slow
+        yield pytest.param(options, marks=marks, id=" ".join(map(str, options.values())))
 
 
 @pytest.mark.parametrize("options", bar_cases())
