@@ -145,13 +145,17 @@ def test_every_kind_of_block_on_every_kind_of_chip(on_cpu, encoder, fmt, rule, d
 
 @pytest.mark.parametrize("shape", [(128, 128), (96, 160), (160, 32), (32, 416)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_scales_in_the_order_of_tensor_cores(on_cpu, dtype, shape):
+@pytest.mark.parametrize("arch", ["sm_90", "gfx950"])  # tiles of 64 lanes are wider
+def test_scales_in_the_order_of_tensor_cores(on_cpu, arch, dtype, shape):
+    on_cpu(arch)
     assert_all_same(mixed(dtype, (192, 448))[: shape[0], : shape[1]].contiguous(), E4M3, "rceil", "128x4")
 
 
 @pytest.mark.parametrize("shape", [(256, 512), (32, 32), (1024, 128), (288, 64)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_even_tiles_and_several_groups(on_cpu, dtype, shape):
+@pytest.mark.parametrize("arch", ["sm_90", "gfx950"])
+def test_even_tiles_and_several_groups(on_cpu, arch, dtype, shape):
+    on_cpu(arch)
     assert_all_same(torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype), E4M3, "rceil")
 
 

@@ -368,10 +368,11 @@ def write_scales(
     line = (axis_index(bits.shape[2], 2, 5, kept) * lanes + axis_index(lanes, 4, 5, kept)) * share
     line = line + axis_index(share, 3, 5, kept)
     inside = (line_block * 32 + line < lines - first_line) & (block * 32 < length - first)
-    if SCALES_128X4:  # `chipmath.quantize.to_blocked`; the program's tile has no part in two of its tiles
-        start = (first_line // 128).to(gl.int64) * ((length + 127) // 128) + first // 128
-        start = start * 512 + first_line % 128 // 32 * 4 + first % 128 // 32
-        offsets = line * 16 + line_block * 4 + block
+    if SCALES_128X4:  # `chipmath.quantize.to_blocked`; the program's tile is part of one 128x4 tile, or whole ones
+        tiles = (length + 127) // 128
+        start = ((first_line // 128).to(gl.int64) * tiles + first // 128) * 512
+        start = start + first_line % 128 // 32 * 4 + first % 128 // 32
+        offsets = (line_block // 4 * tiles + block // 4) * 512 + line * 16 + line_block % 4 * 4 + block % 4
     else:
         start = first_line.to(gl.int64) * (length // 32) + first // 32
         offsets = (line_block * 32 + line) * (length // 32) + block
