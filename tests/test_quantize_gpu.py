@@ -308,7 +308,7 @@ def bar_cases():
         yield pytest.param(options, marks=marks, id=" ".join(map(str, options.values())))
 
 
-@pytest.mark.parametrize("options", bar_cases())
+@pytest.mark.parametrize("options", list(bar_cases()))
 @pytest.mark.parametrize("arch", ["sm_90", "sm_100", "gfx950"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_whatever_users_get_is_within_the_bars(direction, arch, options):
