@@ -119,6 +119,25 @@ def test_operand_is_the_reference_operand(recipe):
         assert same(recipe.operand(x, axis)[0].float(), recipe.reference_operand(x, axis))
 
 
+def test_a_tensors_scale_is_a_quotient():
+    """Half of all amax / 448 are another float32 than amax * (1 / 448), which CUDA takes where 448 is no tensor."""
+    for amax in drawn(64).abs():
+        scale = recipes.tensor_scale(amax.reshape(1, 1), E4M3)
+        assert float(scale) == float(torch.tensor(float(amax) / 448, dtype=torch.float32))
+    divisors = []
+
+    class Seen(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, arguments=(), options=None):
+            if "div" in function.__name__:
+                divisors.append(arguments[1])
+            return function(*arguments, **(options or {}))
+
+    with Seen():
+        FP8_TENSOR.operand(X, 1)
+    assert len(divisors) == 2
+    assert all(torch.is_tensor(divisor) for divisor in divisors)
+
+
 @pytest.mark.slow
 def test_compiled_quantizers_give_the_same_values():
     """torch.compile, here for the CPU: what a GPU's training runs must not change a value."""
@@ -329,6 +348,13 @@ def test_a_divergence_tells_step_tensor_and_value_and_keeps_the_curve(learning_r
     assert curve.held_out is None
     assert str(curve.stopped) == f"step {curve.stopped.step}: {tensor} {curve.stopped.value:g}"
     assert curve.pieces(8)[curve.stopped.step :] == [None] * (8 - curve.stopped.step)
+
+
+def test_a_held_out_loss_that_is_not_finite_is_a_divergence(monkeypatch):
+    """A recording holds finite numbers only: this one would cost all the runs beside it."""
+    monkeypatch.setattr(run, "held_out_loss", lambda *_: math.nan)
+    curve, _ = train(FP32, TINY, seed=0, steps=2)
+    assert (len(curve.losses), curve.held_out, str(curve.stopped)) == (2, None, "step 2: held-out loss nan")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

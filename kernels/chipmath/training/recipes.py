@@ -54,11 +54,14 @@ class Recipe:
             return (x.to(torch.bfloat16) if self.bfloat16 else x), None
         if self.scaling == "block":
             return block_values(x, self.fmt, self.scale_rule, axis=-1 if self.one_copy else axis), None
-        scale = tensor_scale(x, self.fmt) if self.scaling == "tensor" else None
-        return element_values(self._scaled(x), self.fmt), scale
+        scaled, scale = self._scaled(x)
+        return element_values(scaled, self.fmt), scale
 
-    def _scaled(self, x: Tensor) -> Tensor:
-        return x.float() / tensor_scale(x, self.fmt) if self.scaling == "tensor" else x.float()
+    def _scaled(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.scaling != "tensor":
+            return x.float(), None
+        scale = tensor_scale(x, self.fmt)
+        return x.float() / scale, scale
 
     def reference_operand(self, x: Tensor, axis: int) -> Tensor:
         """The values of `operand` in float32, by the codes of the reference: slow, to hold `operand` against."""
@@ -66,7 +69,7 @@ class Recipe:
             return (x.to(torch.bfloat16) if self.bfloat16 else x).float()
         if self.scaling == "block":
             return quantize(x, self.fmt, self.scale_rule, axis=-1 if self.one_copy else axis).dequantize()
-        return self.fmt.decode(self.fmt.encode(self._scaled(x)))
+        return self.fmt.decode(self.fmt.encode(self._scaled(x)[0]))
 
     def losses(self, x: Tensor, axis: int) -> tuple[float, float]:
         """Shares of ``x`` (2-D) that this recipe clips at its largest number, and that it flushes from nonzero to zero.
@@ -78,7 +81,7 @@ class Recipe:
         if self.scaling == "block":
             quantized = quantize(x, self.fmt, self.scale_rule, axis=-1 if self.one_copy else axis)
             return _share(clipped(x, quantized)), _share(flushed(x, quantized))
-        scaled = self._scaled(x)
+        scaled, _ = self._scaled(x)
         restored = self.fmt.decode(self.fmt.encode(scaled))
         return _share(scaled.abs() > self.fmt.max), _share((restored == 0) & (x != 0))
 
@@ -145,7 +148,9 @@ def _product(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor | Non
 def tensor_scale(x: Tensor, fmt: ElementFormat) -> Tensor:
     """The float32 scale that makes amax the largest number of the format; 1 for zeros. As torchao's tensor-wise FP8."""
     amax = x.abs().amax().float()
-    return torch.where(amax == 0, 1.0, amax / fmt.max)
+    # Dividing by a Python number, CUDA multiplies by its reciprocal (BinaryDivTrueKernel.cu): half of all scales would
+    # differ from the CPU's in the last place. By a tensor it divides.
+    return torch.where(amax == 0, 1.0, amax / torch.full_like(amax, fmt.max))
 
 
 def element_values(x: Tensor, fmt: ElementFormat) -> Tensor:
