@@ -171,10 +171,7 @@ def block_values(x: Tensor, fmt: ElementFormat, scale_rule: str, *, axis: int) -
     if x.ndim != 2:
         raise ValueError(f"x must be a matrix, got shape {tuple(x.shape)}")
     check_input(x, axis, BLOCK)
-    rows, columns = x.shape
-    along_rows = axis % 2 == 1
-    shape = (rows, columns // BLOCK, BLOCK) if along_rows else (rows // BLOCK, BLOCK, columns)
-    return _fused(_block_rounder(fmt, scale_rule, 2 if along_rows else 1), x.reshape(shape)).view(rows, columns)
+    return _fused(_block_rounder(fmt, scale_rule, axis % 2), x)
 
 
 @cache
@@ -200,19 +197,22 @@ def _rounder(fmt: ElementFormat) -> Callable[[Tensor], Tensor]:
 
 
 @cache
-def _block_rounder(fmt: ElementFormat, scale_rule: str, dim: int) -> Callable[[Tensor], Tensor]:
+def _block_rounder(fmt: ElementFormat, scale_rule: str, axis: int) -> Callable[[Tensor], Tensor]:
     constant, emax = scale_constant(fmt, scale_rule), frexp(fmt.max)[1] - 1
     rounded = _rounder(fmt)
 
-    def restored(blocks: Tensor) -> Tensor:
+    def restored(x: Tensor) -> Tensor:
+        rows, columns = x.shape
+        # in here: a compiler then knows that it reduces over 32 values, whatever the shape
+        blocks = x.reshape((rows, columns // BLOCK, BLOCK) if axis else (rows // BLOCK, BLOCK, columns))
         values = blocks.float()
-        amax = values.abs().amax(dim, keepdim=True)
+        amax = values.abs().amax(2 if axis else 1, keepdim=True)
         field = (amax.view(torch.int32) + constant) >> FRACTION_BITS
         exponent = (field - (FLOAT32_BIAS + emax)).clamp(min=SMALLEST_SCALE)
         scale = ((FLOAT32_BIAS + exponent) << FRACTION_BITS).view(torch.float32)
         reciprocal = ((FLOAT32_BIAS - exponent) << FRACTION_BITS).view(torch.float32)
         scale = torch.where(amax < torch.inf, scale, torch.nan)  # NaN or Inf: the whole block is NaN
-        return rounded(values * reciprocal) * scale
+        return (rounded(values * reciprocal) * scale).reshape(rows, columns)
 
     return restored
 
