@@ -16,7 +16,7 @@ from chipmath.formats import E2M1, E2M3, E3M2, E4M3, E5M2, INT8
 from chipmath.quantize import SCALE_RULES, quantize, sqnr_db
 from chipmath.recordings import Recording
 from chipmath.training import __main__ as command
-from chipmath.training import probes, recipes, run
+from chipmath.training import pairs, probes, recipes, run
 from chipmath.training.amdahl import accelerated_share, step_speedup
 from chipmath.training.loss_figure import loss_figure
 from chipmath.training.model import GPT, OUTLIERS, Shape
@@ -748,6 +748,21 @@ def test_amdahl_by_hand_and_back():
     for bad in ((2.5, 2), (0.9, 2), (1, 1)):
         with pytest.raises(ValueError, match="1 <= speedup <= factor"):
             accelerated_share(*bad)
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def test_students_t_is_that_of_the_tables():
+    assert [round(pairs.student_t(freedom), 3) for freedom in (1, 4, 15, 100)] == [12.706, 2.776, 2.131, 1.984]
+
+
+def test_interval_by_hand():
+    """Differences 1, 2, 3: mean 2, standard deviation 1, t of two degrees of freedom 4.303."""
+    low, high = pairs.interval([3.0, 1.0, 2.0])
+    assert (low, high) == (pytest.approx(2 - 4.303 / 3**0.5, abs=1e-3), pytest.approx(2 + 4.303 / 3**0.5, abs=1e-3))
+    with pytest.raises(ValueError, match="two differences or more, got 1"):
+        pairs.interval([0.1])
 
 
 def test_probe_names_are_the_columns():
