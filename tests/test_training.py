@@ -14,7 +14,7 @@ import torch
 from chipmath.experiments import EXPERIMENTS, ExperimentError, training, training_cpu
 from chipmath.formats import E2M1, E2M3, E3M2, E4M3, E5M2, INT8
 from chipmath.quantize import SCALE_RULES, quantize, sqnr_db
-from chipmath.recordings import Recording
+from chipmath.recordings import Recording, newest
 from chipmath.training import __main__ as command
 from chipmath.training import pairs, probes, recipes, run
 from chipmath.training.amdahl import accelerated_share, step_speedup
@@ -29,6 +29,7 @@ from chipmath.training.probes import (
     split_difference,
     weight_gradients,
 )
+from chipmath.training.progress import TerminalLines
 from chipmath.training.recipes import (
     BF16,
     FP8_TENSOR,
@@ -734,6 +735,18 @@ def test_the_cpu_experiment_has_every_run(monkeypatch):
     assert len(table) == len({tuple(row[:3]) for row in table}) == len(RECIPES) + 4
 
 
+def test_recorded_seeds_settle_what_four_bits_cost():
+    """The chapter says so; with five seeds the interval held zero."""
+    recording = newest("training_cpu")
+    ends = {(row["recipe"], row["dial"], row["seed"]): row["held_out_loss"] for row in recording.select()}
+    assert len(ends) == 12 * training_cpu.SEEDS
+    assert None not in ends.values()
+    seeds = range(training_cpu.SEEDS)
+    assert all(ends["fp32", training_cpu.DIAL, seed] == ends["fp32", 0, seed] for seed in seeds)
+    low, _ = pairs.interval([ends["mxfp4", 0, seed] - ends["fp32", 0, seed] for seed in seeds])
+    assert low > 0
+
+
 # --- Amdahl -----------------------------------------------------------------------------------------------------------
 
 
@@ -748,6 +761,21 @@ def test_amdahl_by_hand_and_back():
     for bad in ((2.5, 2), (0.9, 2), (1, 1)):
         with pytest.raises(ValueError, match="1 <= speedup <= factor"):
             accelerated_share(*bad)
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_terminal_is_told_how_long_it_may_take(monkeypatch, capsys):
+    now = iter([0.0, 100.0, 100.0, 200.0, 200.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    lines = TerminalLines("training")
+    lines(25, 100, "FP32, seed 0")
+    lines(100, 100, "FP32, seed 0")
+    assert capsys.readouterr().err.splitlines() == [
+        "  training: 25/100 steps, about 300 s left; FP32, seed 0",
+        "  training: 100/100 steps; FP32, seed 0",
+    ]
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
