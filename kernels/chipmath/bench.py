@@ -62,6 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    experiments = [experiment for experiment in experiments if options.dry_run or _can_run(experiment, options)]
     try:
         source = find_source(options.commit)  # before the first recording is written
     except ValueError as error:
@@ -176,6 +177,14 @@ def _chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> lis
     if not kept:
         parser.error(f"--skip {' '.join(options.skip)} leaves nothing to do")
     return kept
+
+
+def _can_run(experiment: Experiment, options: argparse.Namespace) -> bool:
+    """Whether its tool is here; one that was asked for by name may say so itself, as an error."""
+    why = experiment.unavailable() if experiment.kind == "measured" and experiment.name not in options.names else ""
+    if why:
+        print(f"{experiment.name}: left out, {why}", file=sys.stderr)
+    return not why
 
 
 def _print_list() -> None:

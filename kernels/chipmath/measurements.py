@@ -122,8 +122,8 @@ class MeasuredResult:
             f"{self.experiment.name} has not been measured yet ({self.why}). On your GPU: {self._command}"
         )
         result: Evidence = Computed(self._table(self.experiment.predict(), [], caption))
-        if self.experiment.predicted_from:
-            result = Compiled(result, recording=newest(self.experiment.predicted_from))
+        for name in self.experiment.predicted_from:
+            result = Compiled(result, recording=newest(name))
         return result
 
     def _table(self, rows: list[Row], extra: list[tuple[str, list]], caption: str) -> Table:

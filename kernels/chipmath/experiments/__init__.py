@@ -6,6 +6,7 @@ from chipmath.experiments import (
     fp8_mma,
     gemm_routes,
     gemm_speed,
+    hardware_counters,
     ilp_sweep,
     llvm_23,
     llvm_versions,
@@ -76,6 +77,7 @@ MEASURED = (
     ilp_sweep.EXPERIMENT,
     bytes_in_flight.EXPERIMENT,
     gemm_speed.EXPERIMENT,
+    hardware_counters.EXPERIMENT,
     training.EXPERIMENT,
 )
 COMPUTED = (training_cpu.EXPERIMENT,)

@@ -154,7 +154,8 @@ class MeasuredExperiment(Experiment):
     rehearse    the same code on a CPU with stand-ins for what only a GPU can do; its rows are no measurement
     predict     a few rows that the model expects; each names its ``arch`` or ``device``
     prediction  what kind of prediction that is, in a few words
-    predicted_from  the compiled experiment whose recording the prediction reads, if it does
+    predicted_from  the compiled experiments whose recordings the prediction reads
+    unavailable  why it cannot run here, for want of a tool that most machines lack; an empty string: it can
     shown       the columns, of measured and predicted rows, that a page shows
     """
 
@@ -163,7 +164,8 @@ class MeasuredExperiment(Experiment):
     predict: Callable[[], list[Row]]
     prediction: str
     shown: dict[str, Shown]
-    predicted_from: str | None = None
+    predicted_from: tuple[str, ...] = ()
+    unavailable: Callable[[], str] = str
     kind: ClassVar[str] = "measured"
 
     def run(self, quick: bool, progress: Progress) -> Run:

@@ -229,7 +229,7 @@ EXPERIMENT = MeasuredExperiment(
     rehearse=rehearse,
     predict=predict,
     prediction="the most that the compiled loop admits on an H100, issue slots and tensor cores overlapped or not",
-    predicted_from=gemm_routes.EXPERIMENT.name,
+    predicted_from=(gemm_routes.EXPERIMENT.name,),
     shown={
         "device": Shown("card"),
         "route": Shown("route"),

@@ -162,7 +162,7 @@ EXPERIMENT = MeasuredExperiment(
     rehearse=rehearse,
     predict=predict,
     prediction="groups per unit that the model admits, from the compiled kernel's resources",
-    predicted_from=residency_launches.EXPERIMENT.name,
+    predicted_from=(residency_launches.EXPERIMENT.name,),
     shown={
         "arch": Shown("chip"),
         "threads": Shown("threads"),

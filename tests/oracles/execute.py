@@ -1,0 +1,65 @@
+"""Runs a compiled kernel on torch tensors with no GPU: what a launch would do, by the emulators of this folder."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from chipmath.crosscompile import Binary, compile_triton
+from oracles import ptx, ptx_matrix  # noqa: F401 -- the latter adds instructions to the former
+from oracles.memory import Memory
+from torch import Tensor
+
+
+def execute(binary: Binary, grid: tuple[int, ...], arguments: list[Tensor | int]) -> list[Tensor | None]:
+    """Execute for every block of ``grid``, writing tensors in place; how often each byte of each was stored to.
+
+    arguments  as a launch takes them: contiguous CPU tensors and 32-bit integers. One tensor at two places is one
+    """
+    tensors = {id(each): each for each in arguments if isinstance(each, Tensor)}
+    memory = Memory({str(key): tensor.view(-1).view(torch.uint8).numpy() for key, tensor in tensors.items()})
+    values = [memory.address(str(id(each))) if isinstance(each, Tensor) else int(each) for each in arguments]
+    program = ptx.parse(binary.ptx)
+    # Triton's launcher adds two, for scratch memory: unused here, so address 0 would be found out.
+    values += [0] * (len(program.parameters) - len(values))
+    dynamic = binary.shared_bytes - program.shared_bytes
+    ptx.run(program, grid, binary.threads, values, memory, shared_bytes=dynamic)
+    counts = {key: torch.from_numpy(memory.stores[str(key)]) for key in tensors}
+    return [counts[id(each)] if isinstance(each, Tensor) else None for each in arguments]
+
+
+class Launcher:
+    """A @triton.jit kernel that compiles for a chip and executes here: ``Launcher(kernel, arch)[grid](…)``."""
+
+    def __init__(self, kernel: Any, arch: str, edit: Callable[[str], str] = str):
+        """Remember what to compile, and for what; ``edit`` may change the code between the two."""
+        self.kernel, self.arch, self.edit = kernel, arch, edit
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        """What `kernel[grid]` is on a GPU."""
+        return functools.partial(self._launch, grid)
+
+    def _launch(self, grid, *arguments, num_warps: int, num_stages: int | None = None, **constexprs) -> None:
+        """Specialise as Triton's launcher does: aligned pointers, integers that 16 divides, and 1, a constant."""
+        names = [name for name in self.kernel.arg_names if name not in constexprs]
+        given = dict(zip(names, arguments, strict=True))
+        ones = {name: 1 for name, value in given.items() if isinstance(value, int) and value == 1}
+        given = {name: value for name, value in given.items() if name not in ones}
+        signature = {name: _kind(value) for name, value in given.items()}
+        binary = compile_triton(
+            self.kernel, signature, constexprs | ones, self.arch, num_warps=num_warps, num_stages=num_stages
+        )
+        execute(replace(binary, ptx=self.edit(binary.ptx)), grid, list(given.values()))
+
+
+KINDS = {torch.float8_e4m3fn: "fp8e4nv", torch.float8_e5m2: "fp8e5", torch.uint8: "u8", torch.int32: "i32"}
+KINDS |= {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+
+
+def _kind(value: Tensor | int) -> str:
+    if isinstance(value, Tensor):
+        return f"*{KINDS[value.dtype]}:D"  # `Memory` aligns every array
+    return "i32:D" if value % 16 == 0 else "i32"

@@ -1,0 +1,105 @@
+"""ncu's table as it is read, the command that asks for it, and machines without ncu. The profiler here is a script."""
+
+import stat
+import sys
+
+import pytest
+from chipmath import bench
+from chipmath.experiments import EXPERIMENTS, ExperimentError, hardware_counters
+from chipmath.experiments.hardware_counters import FUNCTIONS, METRICS, QUANTIZER, REGISTERS, profile, read
+from chipmath.gpu import Gpu
+
+NAMES = ["ID", "Process ID", "Host Name", "Kernel Name", *METRICS.values(), REGISTERS]
+UNITS = ["", "", "", "", *["%"] * len(METRICS), "register/thread"]
+VALUES = ["0", "77", "somewhere", "patches_kernel", "30.5", "31.25", "88.1", "0", "1,093.75", "62"]
+
+
+def table(*lines):
+    return "==PROF== Connected to process 77\n" + "\n".join(",".join(f'"{cell}"' for cell in line) for line in lines)
+
+
+def test_a_table_gives_every_metric():
+    found = read(table(NAMES, UNITS, VALUES), "patches_kernel")
+    assert list(found) == [*METRICS.values(), REGISTERS]
+    assert list(found.values()) == [30.5, 31.25, 88.1, 0.0, 1093.75, 62.0]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "ncu profiled 0 launches of patches_kernel, not one"),
+        ([NAMES, UNITS, VALUES, VALUES], "ncu profiled 2 launches of patches_kernel, not one"),
+        ([NAMES, UNITS, [*VALUES[:3], "reduce_kernel(float*)", *VALUES[4:]]], "'reduce_kernel(float*)', not patches"),
+        ([NAMES, UNITS, [*VALUES[:6], "n/a", *VALUES[7:]]], "ncu has no number for sm__inst_issued.*: 'n/a'"),
+        ([NAMES[:-1], UNITS[:-1], VALUES[:-1]], "ncu has no number for launch__registers_per_thread: None"),
+    ],
+    ids=["none", "two", "another", "n/a", "missing"],
+)
+def test_what_is_not_one_launch_with_all_metrics_is_refused(lines, message):
+    with pytest.raises(ExperimentError, match=message.replace("(", r"\(").replace("*)", r"\*\)")):
+        read(table(*lines), "patches_kernel")
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """Put a program named ncu on the PATH."""
+
+    def make(body):
+        path = tmp_path / "ncu"
+        path.write_text(f"#!{sys.executable}\nimport sys\n{body}\n")
+        path.chmod(path.stat().st_mode | stat.S_IEXEC)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize("kernel", FUNCTIONS)
+def test_ncu_is_asked_for_one_warm_launch_with_the_clocks_as_they_are(script, kernel):
+    folder = script("import json, pathlib\nargs = sys.argv[1:]\n"
+                    "pathlib.Path(__file__).with_name('args.json').write_text(json.dumps(args))\n"
+                    "pathlib.Path(args[args.index('--log-file') + 1]).write_text('a table')")  # fmt: skip
+    assert hardware_counters.unavailable() == ""
+    assert profile(kernel) == "a table"
+    asked = (folder / "args.json").read_text()
+    for part in ('"--clock-control", "none"', '"--launch-skip", "1", "--launch-count", "1"', f'"{FUNCTIONS[kernel]}"'):
+        assert part in asked
+    assert all(metric in asked for metric in (*METRICS.values(), REGISTERS))
+    assert asked.endswith(f'"-m", "chipmath.experiments.hardware_counters", "{kernel}"]')
+
+
+def test_a_profiler_that_may_not_count_says_why(script):
+    script("print('==PROF== x\\n==ERROR== ERR_NVGPUCTRPERM - no permission for counters'); sys.exit(1)")
+    with pytest.raises(ExperimentError, match="ncu, quantize_both: ERR_NVGPUCTRPERM - no permission for counters"):
+        profile(QUANTIZER)
+    script("print('Traceback\\nValueError: x'); sys.exit(3)")
+    with pytest.raises(ExperimentError, match="ncu, quantize_both: ValueError: x"):
+        profile(QUANTIZER)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "runs"), [(["--measured"], False), (["hardware_counters", "--measured"], True)], ids=str
+)
+def test_without_ncu_the_others_are_recorded_all_the_same(monkeypatch, capsys, tmp_path, arguments, runs):
+    """One that is asked for by name runs, and says itself why it cannot."""
+    done = []
+    monkeypatch.setattr(hardware_counters.shutil, "which", lambda name: None)
+    monkeypatch.setattr(bench, "gpu", lambda: Gpu("A Card 80GB", "NVIDIA", "sm_90", 80 << 30, "580.1", "CUDA 13.0"))
+    monkeypatch.setattr(bench, "_record_apart", lambda experiment, *rest: not done.append(experiment.name))
+    assert bench.main([*arguments, "--out", str(tmp_path)]) == 0
+    measured = {experiment.name for experiment in EXPERIMENTS.values() if experiment.kind == "measured"}
+    assert set(done) == measured - (set() if runs else {"hardware_counters"})
+    assert ("hardware_counters: left out, no ncu" in capsys.readouterr().err) is not runs
+
+
+def test_the_launched_code_is_that_which_the_model_is_asked_about():
+    """The names by which ncu finds the kernels are those in the compiled code."""
+    pytest.importorskip("triton")
+    for kernel, function in FUNCTIONS.items():
+        assert hardware_counters._compile(kernel, "sm_90").kernel == function
+
+
+def test_predictions_are_of_recorded_code():
+    shares = {row["kernel"]: row["admitted_by_model"] for row in hardware_counters.predict()}
+    assert set(shares) == set(FUNCTIONS)
+    assert all(0 < share <= 1 for share in shares.values())
