@@ -10,7 +10,18 @@
       const scrolls = box.scrollWidth > box.clientWidth && getComputedStyle(box).overflowX !== "visible";
       if (scrolls) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
+      point(box);
     }
+  }
+
+  /** Name the sides on which a box holds more; book.css says so below a table, whose edge may fall between columns. */
+  function point(box) {
+    const hidden = box.scrollWidth - box.clientWidth;
+    const sides = [];
+    if (box.tabIndex === 0 && box.scrollLeft > 1) sides.push("left");
+    if (box.tabIndex === 0 && box.scrollLeft < hidden - 1) sides.push("right");
+    if (sides.length) box.dataset.more = sides.join(" ");
+    else delete box.dataset.more;
   }
 
   addEventListener("load", () => {
@@ -18,6 +29,11 @@
     window.MathJax?.startup?.promise?.then(reach);
   });
   addEventListener("resize", reach);
+  document.addEventListener("toggle", reach, true); // what was folded had no width
+  document.addEventListener("scroll", (event) => event.target.matches?.(BOXES) && point(event.target), true);
+
+  // A phone's menu of sections lies over the page: close it once a section is chosen.
+  document.addEventListener("click", (event) => event.target.closest("dialog[open] a[href^='#']")?.closest("dialog").close());
 
   // A page opened from disk may read no other page, so search lists titles without a passage of their text.
   if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;

@@ -69,6 +69,15 @@ def test_page_is_quiet_offline_and_fits(browser, name, viewport, theme):
         assert width <= viewport["width"]
 
 
+def test_menu_of_sections_closes_on_a_phone_once_one_is_chosen(browser):
+    with Visit(browser, "chapters/mxfp8", viewport=PHONE) as visit:
+        visit.page.locator("button.secondary-toggle").first.click()
+        link = visit.page.locator("dialog[open] a[href^='#']", has_text="Training quantizes")
+        link.click()
+        link.wait_for(state="hidden", timeout=5_000)
+        assert visit.page.locator("section", has_text="Training quantizes").last.is_visible()
+
+
 @pytest.mark.parametrize("name", [page for page in ARTICLES if "$" in (ROOT / f"{page}.md").read_text("utf-8")])
 def test_maths_is_drawn_without_a_network(browser, name):
     with Visit(browser, name, viewport=DESKTOP) as visit:
@@ -180,6 +189,22 @@ def test_arrow_keys_lead_to_every_badge_and_escape_hides_a_tip(browser):
         page.keyboard.press("End")
         page.keyboard.press("Home")
         assert badges.first.evaluate(tip) != "none"
+
+
+@pytest.mark.parametrize("kind", [".result-table", ".pst-scrollable-table-container"])
+def test_a_table_says_on_which_side_it_holds_more(browser, kind):
+    with Visit(browser, "chapters/occupancy", viewport=PHONE) as visit:
+        visit.page.evaluate("() => window.MathJax?.startup?.promise")
+        # of a folded box no pseudo-element is drawn, and it has no width
+        said = """([kind, left]) => [...document.querySelectorAll(kind)].map(box => {
+            box.scrollLeft = left;
+            box.dispatchEvent(new Event("scroll"));
+            return [box.scrollWidth > box.clientWidth, getComputedStyle(box, "::after").content];
+        })"""
+        at_start, at_end = (visit.page.evaluate(said, [kind, left]) for left in (0, 9999))
+        assert {wide for wide, _ in at_start} >= {True}
+        assert all(text == ('"more to the right →"' if wide else "none") for wide, text in at_start)
+        assert all(text == ('"← more to the left"' if wide else "none") for wide, text in at_end)
 
 
 @pytest.mark.parametrize("name", PAGES)

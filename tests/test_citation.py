@@ -1,5 +1,7 @@
 """How to cite the book: BibTeX that a parser reads, from CITATION.cff and the titles of the pages."""
 
+import json
+
 import pytest
 from book_citation import bibtex, citation_file
 from pybtex.database import parse_string
@@ -32,3 +34,33 @@ def test_the_page_cites_the_book_and_every_article_by_its_title():
     assert {entry.fields["title"].strip("{}") for entry in entries.values() if entry.type == "incollection"} == plain
     assert len(entries) == len(ARTICLES) + 1
     assert block.get_text().strip() in (HTML / "references.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.built
+def test_sources_stand_in_the_order_of_the_alphabet():
+    sources = [source.select_one("p").get_text(" ", strip=True) for source in soup_of("references").select(".citation")]
+    companies = [source.partition(".")[0] for source in sources if source.startswith(("AMD-AGI", "NVIDIA", "Triton"))]
+    assert len(companies) > 5
+    assert companies == sorted(companies)
+    persons = [sources.index(next(s for s in sources if name in s)) for name in ("Chen", "Mishra", "Rouhani", "Volkov")]
+    nvidia = next(place for place, source in enumerate(sources) if source.startswith("NVIDIA"))
+    assert persons == sorted(persons)
+    assert persons[1] < nvidia < persons[2]
+
+
+@pytest.mark.built
+@pytest.mark.parametrize("page", [*ARTICLES, "reference/corrections"])
+def test_different_sources_are_cited_by_different_words(page):
+    words = {}
+    for link in soup_of(page).select('a[href*="#cite-"]:not(.evidence)'):
+        words.setdefault(link.get_text(" ", strip=True), set()).add(link["href"].partition("#")[2])
+    assert {label: keys for label, keys in words.items() if len(keys) > 1} == {}
+
+
+@pytest.mark.built
+def test_a_notebook_lists_its_sources_as_its_sentences_name_them():
+    cells = json.loads((HTML / "chapters/mxfp8.ipynb").read_text(encoding="utf-8"))["cells"]
+    sources = "".join(cells[-1]["source"])
+    assert sources.startswith("## Sources")
+    assert "Microscaling Data Formats for Deep Learning. 2023a." in sources
+    assert any("Rouhani and others, 2023a" in "".join(cell["source"]) for cell in cells)

@@ -36,11 +36,11 @@ def available(find) -> bool:
 
 
 needs_clang = pytest.mark.skipif(
-    not available(crosscompile._clang),
+    not available(crosscompile.find_clang),
     reason="no clang for gfx950 (apt-get install clang-22 lld-22): HIP sources untested",
 )
 needs_nvcc = pytest.mark.skipif(
-    not available(lambda: crosscompile._cuda_tool("nvcc")), reason="no nvcc: CUDA sources untested"
+    not available(lambda: crosscompile.find_cuda_tool("nvcc")), reason="no nvcc: CUDA sources untested"
 )
 
 
@@ -659,19 +659,19 @@ def hide(monkeypatch, *names: str) -> None:
 
 def test_missing_clang_is_named(monkeypatch):
     hide(monkeypatch, "clang-22", "clang", "amdclang")
-    crosscompile._clang.cache_clear()
+    crosscompile.find_clang.cache_clear()
     with pytest.raises(CompilerMissing, match=r"looked for clang-22, .*found none of them. .*apt-get install clang-22"):
         compile_hip("x.hip", "gfx950", {})
-    crosscompile._clang.cache_clear()
+    crosscompile.find_clang.cache_clear()
 
 
 @needs_clang
 def test_a_clang_without_its_linker_is_named(monkeypatch):
     hide(monkeypatch, "ld.lld")
-    crosscompile._clang.cache_clear()
+    crosscompile.find_clang.cache_clear()
     with pytest.raises(CompilerMissing, match=r"clang-22 has no ld.lld.*lld-22"):
         compile_hip("x.hip", "gfx950", {})
-    crosscompile._clang.cache_clear()
+    crosscompile.find_clang.cache_clear()
 
 
 def test_missing_nvcc_and_nvrtc_are_named(monkeypatch, fp8_source):
@@ -690,7 +690,7 @@ def test_missing_nvdisasm_is_named(monkeypatch):
 @needs_nvcc
 def test_an_nvcc_that_came_without_nvdisasm_is_named(monkeypatch, fp8_source):
     hide(monkeypatch, "nvdisasm")
-    nvcc = re.escape(crosscompile._cuda_tool("nvcc"))
+    nvcc = re.escape(crosscompile.find_cuda_tool("nvcc"))
     with pytest.raises(CompilerMissing, match=f"looked beside {nvcc}, which came without it.*cuda-nvdisasm"):
         compile_cuda(fp8_source, "sm_90", {"BIAS": 0})
 
@@ -708,7 +708,7 @@ def test_a_toolkit_outside_path_is_found_whole(monkeypatch, tmp_path, triton_is_
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
     if not triton_is_here:
         monkeypatch.setattr(crosscompile.importlib.util, "find_spec", lambda name: None)
-    nvcc = crosscompile._cuda_tool("nvcc")
+    nvcc = crosscompile.find_cuda_tool("nvcc")
     assert nvcc == str(tmp_path / "cuda/bin/nvcc")
     assert Path(crosscompile._nvdisasm(nvcc)).samefile(toolkit / "nvdisasm")
 

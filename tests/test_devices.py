@@ -2,6 +2,7 @@ import dataclasses
 import re
 
 import pytest
+from chipmath.crosscompile import CompileError, CompilerMissing, compile_cuda
 from chipmath.devices import DEVICES, KIB, PRODUCTS, device
 from oracles import llvm_amdgpu
 
@@ -102,6 +103,29 @@ def test_matrix_rates_per_unit():
     assert DEVICES["gfx942"].matrix_rates["fp8"] == 4096
     assert DEVICES["gfx950"].matrix_rates["fp8"] == 8192
     assert DEVICES["gfx90a"].matrix_rates["fp16"] == 1024  # CDNA2 white paper
+
+
+TENSOR_MEMORY = """
+extern "C" __global__ void allocate() {
+  __shared__ int where;
+  const unsigned address = __cvta_generic_to_shared(&where);
+  asm volatile("tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%0], %1;" :: "r"(address), "n"(COLUMNS));
+}
+"""
+
+
+@pytest.mark.parametrize("arch", [name for name, unit in DEVICES.items() if unit.vendor == "NVIDIA"])
+def test_tensor_memory_is_what_ptxas_lets_a_block_allocate(arch, tmp_path):
+    """All columns and no more; none where the chip has no such instruction."""
+    source, columns = tmp_path / "allocate.cu", DEVICES[arch].tensor_memory_columns
+    source.write_text(TENSOR_MEMORY)
+    try:
+        if columns:
+            compile_cuda(source, arch, {"COLUMNS": columns})
+        with pytest.raises(CompileError, match="out of range" if columns else "not supported on .target"):
+            compile_cuda(source, arch, {"COLUMNS": 2 * columns or 32})
+    except CompilerMissing as error:
+        pytest.skip(f"not compiled: {error}")
 
 
 def test_no_peak_without_a_source():

@@ -3,24 +3,37 @@
 import dataclasses
 import functools
 import re
+import types
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
-from chipmath.crosscompile import AMD_OPCODE, SASS_OPCODE, CompilerMissing, compile_triton
+from chipmath.crosscompile import AMD_OPCODE, SASS_OPCODE, CompilerMissing
 from chipmath.devices import DEVICES
 from chipmath.experiments import EXPERIMENTS, ExperimentError, ilp_sweep
 from chipmath.experiments.bytes_in_flight import innermost_loop
+from chipmath.experiments.ilp_sweep import Point, compile_chains
 from chipmath.formats import E4M3
 from chipmath.gpu import Gpu
 from chipmath.ilp import INSTRUCTIONS, Trace, expected_fraction, operands, span_of_units, wrong_waves
+from chipmath.occupancy import shared_ceilings
 
 torch = pytest.importorskip("torch")
 
 CARD = Gpu("A Card 80GB", "NVIDIA", "sm_90", 80 << 30, "580.1", "CUDA 13.0")
+KERNELS = [(name, source) for name, instruction in INSTRUCTIONS.items() for source in instruction.sources]
+TIMED = [(*kernel, chains) for kernel in KERNELS for chains in (1, 4, INSTRUCTIONS[kernel[0]].most_chains)]
 # What may stand in the loop beside the chains: its counter, and fences of the whole loop body.
 LOOP_ONLY = re.compile(
-    r"UIADD3|IADD3|ISETP|BRA|NOP|UMOV|WARPGROUP\.(ARRIVE|DEPBAR)|s_add|s_cmp|s_cbranch|s_waitcnt|s_nop|v_mov"
+    r"U?I?ADD3|VIADD|U?ISETP|BRA|NOP|UMOV|WARPGROUP\.(ARRIVE|DEPBAR)|s_add|s_cmp|s_cbranch|s_waitcnt|s_nop|v_mov"
 )
+# And between the clocks outside the loop: registers that are set, addresses, a branch, the barrier. No memory, no sum.
+AROUND_THE_LOOP = re.compile(
+    r"U?LDCU?|S2U?R|CS2R|U?MOV|IMAD\.(MOV|SHL)|HFMA2\.MMA|U?ISETP|U?PLOP3|BRA|NOP|VIADD|U?IADD3|ULEA|U?LOP3|U?SHF|SGXT|BAR\.SYNC"
+    r"|s_(cbranch|barrier|waitcnt|nop|bfe|lshl|lshr|ashr|mov|add|cmp)|v_mov|v_accvgpr_(read|write)"
+)
+CLOCK = {"NVIDIA": r"^.*CS2R\S* R\d+, SR_CLOCKLO.*$", "AMD": r"^.*(s_memtime|HW_REG_SHADER_CYCLES).*$"}
+LOAD, STORE = re.compile(r"LDG|LDS|(global|buffer|flat)_load|ds_read"), re.compile(r"STG|(global|buffer|flat)_store")
 
 
 def silent(done, total, text):
@@ -28,29 +41,72 @@ def silent(done, total, text):
 
 
 @functools.cache
-def compiled_or_skip(name, chains):
+def compiled_or_skip(name, source, chains, arch=None):
     try:
-        return ilp_sweep.compile_chains(name, chains)
+        if arch is None:
+            return compile_chains(name, chains, source)
+        return ilp_sweep.compile_gluon(INSTRUCTIONS[name], chains, arch)
     except CompilerMissing as error:
         pytest.skip(f"not compiled: {error}")
 
 
-@pytest.mark.parametrize(
-    ("name", "chains"),
-    [(name, c) for name, its in INSTRUCTIONS.items() for c in (1, 2, 4, its.most_chains)],
-)
-def test_every_chain_is_in_the_loop_and_nothing_else(name, chains):
+def opcodes_of(binary, text):
+    return Counter((AMD_OPCODE if DEVICES[binary.arch].vendor == "AMD" else SASS_OPCODE).findall(text))
+
+
+def check_the_loop(binary, name, chains):
     """Neither merged nor optimised away, no register spilled, an accumulator of its own for each chain."""
-    binary, instruction = compiled_or_skip(name, chains), INSTRUCTIONS[name]
+    instruction = INSTRUCTIONS[name]
     assert binary.spills == 0
     assert binary.threads == instruction.threads
     body = innermost_loop(binary.isa, instruction.opcode)
-    opcodes = Counter((AMD_OPCODE if binary.arch == "gfx950" else SASS_OPCODE).findall(body))
+    opcodes = opcodes_of(binary, body)
     matrix = {opcode: n for opcode, n in opcodes.items() if re.fullmatch(instruction.opcode, opcode)}
     assert len(matrix) == 1
     assert sum(matrix.values()) == chains * instruction.depth
     assert all(LOOP_ONLY.match(opcode) for opcode in opcodes if opcode not in matrix), opcodes
     assert chain_starts(body, instruction.opcode) == chains
+
+
+def check_the_clocks(binary, name):
+    """Operands are loaded before the first, sums formed and stored after the second; all chains are in between."""
+    matrix, loop = re.compile(INSTRUCTIONS[name].opcode), innermost_loop(binary.isa, INSTRUCTIONS[name].opcode)
+    first, second = re.finditer(CLOCK[DEVICES[binary.arch].vendor], binary.isa, re.MULTILINE)
+    between = binary.isa[first.end() : second.start()]
+    assert between.count(loop) == 1
+    before, head, body, tail, after = (
+        opcodes_of(binary, text)
+        for text in (binary.isa[: first.start()], *between.partition(loop), binary.isa[second.end() :])
+    )
+    barriers = {"BAR.SYNC.DEFER_BLOCKING", "s_barrier"}
+    assert barriers & set(before), "all waves begin together"
+    assert barriers & set(tail), "the last wave is waited for"
+    assert all(AROUND_THE_LOOP.match(opcode) for opcode in head + tail), head + tail
+    has = {
+        kind: [any(pattern.match(opcode) for opcode in part) for part in (before, body, after)]
+        for kind, pattern in {"load": LOAD, "store": STORE, "matrix": matrix}.items()
+    }
+    assert has["load"] == [True, False, False]
+    assert has["store"] == [False, False, True]
+    assert has["matrix"][1:] == [True, False]
+
+
+@pytest.mark.parametrize(("name", "source", "chains"), TIMED)
+def test_every_chain_is_in_the_loop_and_nothing_else(name, source, chains):
+    check_the_loop(compiled_or_skip(name, source, chains), name, chains)
+
+
+@pytest.mark.parametrize(("name", "source", "chains"), TIMED)
+def test_between_the_clocks_is_the_loop_alone(name, source, chains):
+    check_the_clocks(compiled_or_skip(name, source, chains), name)
+
+
+@pytest.mark.parametrize("chains", [1, 4, 8])
+def test_the_gluon_kernel_of_mma_sync_is_the_same_on_blackwell(chains):
+    name = "mma.sync m16n8k16 bf16"
+    binary = compiled_or_skip(name, "Gluon", chains, "sm_100")
+    check_the_loop(binary, name, chains)
+    check_the_clocks(binary, name)
 
 
 def operations(body, opcode):
@@ -74,31 +130,16 @@ def test_merged_chains_are_noticed():
     assert chain_starts(two.replace("R12", "R4"), "HMMA") == 1
 
 
-@pytest.mark.parametrize("name", ["FFMA", "mma.sync m16n8k16 bf16", "mfma 16x16x128", "mfma_scale 16x16x128"])
-def test_chains_take_turns(name):
+@pytest.mark.parametrize(("name", "source"), KERNELS)
+def test_chains_take_turns(name, source):
     """Each of four instructions in a row belongs to another chain: no compiler has sorted them by chain."""
     opcode = INSTRUCTIONS[name].opcode
-    found = operations(innermost_loop(compiled_or_skip(name, 4).isa, opcode), opcode)
+    found = operations(innermost_loop(compiled_or_skip(name, source, 4).isa, opcode), opcode)
     for i in range(0, len(found), 4):
         written = set()
         for target, sources in found[i : i + 4]:
             assert not written & set(sources)
             written.add(target)
-
-
-@pytest.mark.parametrize("name", INSTRUCTIONS)
-def test_the_clock_is_read_before_and_after_the_loop(name):
-    isa = compiled_or_skip(name, 2).isa
-    clock = (
-        r"s_memtime|s_getreg_b32 s\d+, hwreg\(HW_REG_SHADER_CYCLES"
-        if name.startswith("mfma")
-        else r"CS2R\S* R\d+, SR_CLOCKLO"
-    )
-    reads = [found.start() for found in re.finditer(clock, isa)]
-    inside = [found.start() for found in re.finditer(INSTRUCTIONS[name].opcode, isa)]
-    assert len(reads) == 2
-    assert reads[0] < inside[0]
-    assert inside[-1] < reads[1]
 
 
 def test_shapes_and_rates():
@@ -185,23 +226,109 @@ def test_little_knows_only_the_product():
 @pytest.mark.parametrize(("name", "chains"), [("FFMA", 0), ("wgmma m64n64k32 e4m3", 7)])
 def test_too_many_or_no_chains_are_refused(name, chains):
     with pytest.raises(ValueError, match=rf"{re.escape(name)} has 1 to \d chains, got {chains}"):
-        ilp_sweep.compile_chains(name, chains)
+        ilp_sweep.compile_chains(name, chains, "CUDA")
 
 
-@pytest.mark.parametrize("count", [1, 2, 8])
-def test_the_gluon_twin_has_the_scaled_instruction_and_as_many_chains(count):
+def test_a_language_that_an_instruction_is_not_written_in_is_refused():
+    with pytest.raises(ValueError, match="mfma 16x16x128 is written in HIP, not in 'Gluon'"):
+        ilp_sweep.compile_chains("mfma 16x16x128", 1, "Gluon")
+
+
+# What mfma_scale computes; tests/test_ptx_experiments.py executes the kernels for NVIDIA
+
+
+class Pointer:
+    """A flat tensor and where in it."""
+
+    def __init__(self, memory, at=0):
+        self.memory, self.at = memory, at
+
+    def __add__(self, more):
+        return Pointer(self.memory, self.at + more)
+
+
+def gluon_names(program):
+    """Gluon's names as mfma_scale uses them, with torch's tensors and no layouts; the clock stands still."""
+
+    def store(pointer, values):
+        pointer.memory[pointer.at] = values
+
+    def scaled(a, a_scale, a_format, b, b_scale, b_format, c):
+        return a @ b * 2.0 ** (float(a_scale[0, 0]) - 127) * 2.0 ** (float(b_scale[0, 0]) - 127) + c
+
+    gl = SimpleNamespace(
+        **{name: getattr(torch, name) for name in ("float32", "int64", "int32", "uint8")},
+        **{"SliceLayout": lambda *a: None, "DotOperandLayout": lambda *a: None, "static_range": range, "store": store},
+        arange=lambda start, end, layout: torch.arange(start, end),
+        load=lambda pointer: pointer.memory[pointer.at],
+        zeros=lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
+        full=lambda shape, value, dtype, layout: torch.full(shape, value & 255, dtype=dtype),
+        inline_asm_elementwise=lambda text, constraints, arguments, **options: arguments[0] if arguments else 0,
+        program_id=lambda axis: program,
+    )
+    cdna4 = SimpleNamespace(mfma_scaled=scaled, get_mfma_scale_layout=lambda *a: None)
+    return {"gl": gl, "cdna4": cdna4, "debug_barrier": lambda: None, "WAVES": 4, "_mfma_layout": lambda: None}
+
+
+@pytest.mark.parametrize("chains", [1, 3])
+def test_the_source_of_mfma_scale_gives_every_wave_its_sum(chains):
+    """Python's own meaning of the kernel: its addresses. No emulator of ours executes CDNA code."""
     pytest.importorskip("triton")
-    from chipmath.ilp_gluon import chains
+    from chipmath import ilp_gluon
 
-    signature = {name: f"{kind}:DS" for name, kind in {"a": "*fp8e4nv", "b": "*fp8e4nv", "scales": "*u8"}.items()}
-    signature |= {"c": "*fp32:DS", "steps": "i32"}
-    binary = compile_triton(chains, signature, {"CHAINS": count}, "gfx950", num_warps=1)
-    opcode = INSTRUCTIONS["mfma_scale 16x16x128"].opcode
-    body = innermost_loop(binary.isa, opcode)
-    opcodes = Counter(AMD_OPCODE.findall(body))
-    assert opcodes["v_mfma_scale_f32_16x16x128_f8f6f4"] == chain_starts(body, opcode) == count
-    assert all(LOOP_ONLY.match(found) or re.fullmatch(opcode, found) for found in opcodes), opcodes
-    assert binary.spills == 0
+    name, steps, programs = "mfma_scale 16x16x128", 3, 2
+    arguments = ilp_sweep.launch_arguments(Point(name, "Gluon", chains, 1), programs, 0, "cpu")
+    pointers = [Pointer(tensor) for tensor in arguments[:4]]
+    elements, depth = Pointer(E4M3.decode(arguments[4].view(torch.uint8))), INSTRUCTIONS[name].depth
+    for program in range(programs):
+        names = gluon_names(program)
+        for function in ("_now", "_unit", "_pinned", "_timed", "_report", "_places", "_step_mfma_scale"):
+            names[function] = types.FunctionType(getattr(ilp_gluon, function).fn.__code__, names)
+        kernel = types.FunctionType(ilp_gluon.mfma_scale.fn.__code__, names)
+        kernel(*pointers, elements, steps, *arguments[6:], chains, depth)
+    trace = ilp_sweep.trace_of(arguments, programs * INSTRUCTIONS[name].threads)
+    assert wrong_waves(trace, name, operands(name, chains, ilp_sweep.SEED)[1], steps * depth) == 0
+
+
+# Launches
+
+
+@pytest.mark.parametrize(("name", "source"), KERNELS)
+@pytest.mark.parametrize("groups", ilp_sweep.GROUPS)
+def test_a_launch_takes_the_shared_memory_that_admits_so_many_groups(name, source, groups):
+    """All of it is taken: no group more fits beside them, though registers would admit it."""
+    binary, case = compiled_or_skip(name, source, 1), Point(name, source, 1, groups)
+    more = ilp_sweep._shared_bytes(binary, case, binary.arch)
+    assert binary.shared_bytes + more == shared_ceilings(binary.arch)[groups]
+    admitted = binary.occupancy(dynamic_shared_bytes=more)
+    assert admitted.groups_per_unit == groups
+    assert "shared" in admitted.limiters
+
+
+def test_triton_leaves_the_tiles_of_wgmma_to_the_launch():
+    """Two tiles of 64 x 32 bytes, in the object file of C++ and asked for by Triton."""
+    name = "wgmma m64n64k32 e4m3"
+    gluon, cuda = compiled_or_skip(name, "Gluon", 1), compiled_or_skip(name, "CUDA", 1)
+    assert gluon.shared_bytes == gluon.dynamic_shared_bytes == cuda.shared_bytes == 2 * 64 * 32
+    assert cuda.dynamic_shared_bytes == 0
+
+
+@pytest.mark.parametrize(("name", "source"), KERNELS)
+def test_a_launch_gives_every_parameter(name, source):
+    binary, groups = compiled_or_skip(name, source, 4), 3
+    arguments = ilp_sweep.launch_arguments(Point(name, source, 4, 1), groups, binary.parameters, "cpu")
+    ours = 7 if name.startswith("mfma") else 6
+    assert len(arguments) == binary.parameters
+    assert binary.parameters == ours + (2 if source == "Gluon" else 0)
+    assert [argument.data_ptr() for argument in arguments[ours:]] == [0] * (binary.parameters - ours)
+    accumulators = {"FFMA": 32, "mma.sync m16n8k16 bf16": 16 * 8, "wgmma m64n64k32 e4m3": 64 * 64}.get(name, 16 * 16)
+    issuers = groups * INSTRUCTIONS[name].threads // (lanes_of(name))
+    numbers = issuers * (accumulators if source == "Gluon" else lanes_of(name))
+    assert arguments[0].numel() == numbers
+
+
+def lanes_of(name):
+    return DEVICES[INSTRUCTIONS[name].arch].wave_lanes * INSTRUCTIONS[name].waves
 
 
 # Rows
@@ -210,19 +337,20 @@ def test_the_gluon_twin_has_the_scaled_instruction_and_as_many_chains(count):
 def device_of(clocks, units=2):
     """A device on which every launch takes so many clocks and adds up."""
 
-    def run(binary, name, chains, groups, dynamic_shared_bytes):
-        instruction = INSTRUCTIONS[name]
-        size = DEVICES[instruction.arch].wave_lanes * instruction.waves
-        total = instruction.iterations * instruction.columns * operands(name, chains)[1]
+    def run(binary, point, groups, dynamic_shared_bytes):
+        instruction = INSTRUCTIONS[point.instruction]
+        size = lanes_of(point.instruction)
+        total = instruction.iterations * instruction.columns * operands(point.instruction, point.chains)[1]
         sums = [total if t % size == 0 else 0 for t in range(groups * instruction.threads)]
         return Trace(sums, [0] * groups, [clocks] * groups, [g % units for g in range(groups)])
 
     return run
 
 
-def test_rates_are_flop_over_the_units_own_clocks():
-    compiled_or_skip("mma.sync m16n8k16 bf16", 2)
-    cases = [("mma.sync m16n8k16 bf16", 2, 1), ("mma.sync m16n8k16 bf16", 2, 4)]
+@pytest.mark.parametrize("source", ["CUDA", "Gluon"])
+def test_rates_are_flop_over_the_units_own_clocks(source):
+    compiled_or_skip("mma.sync m16n8k16 bf16", source, 2)
+    cases = [Point("mma.sync m16n8k16 bf16", source, 2, groups) for groups in (1, 4)]
     method, rows = ilp_sweep._measure("sm_90", 2, cases, device_of(1 << 20), True, silent)
     one, four = rows
     # Four warps a block, two chains, 32768 iterations of 2 * 16 * 8 * 16 FLOP in 2**20 clocks
@@ -232,13 +360,60 @@ def test_rates_are_flop_over_the_units_own_clocks():
     assert (one["fraction_of_best"], four["fraction_of_best"]) == (0.25, 1)
     assert four["fraction_of_datasheet"] == 4096 / 4096
     assert set(one) == set(EXPERIMENTS["ilp_sweep"].columns)
-    assert method["compiler"].startswith(("nvcc", "NVRTC"))
+    assert one["source"] == source
+    assert method["compilers"][source].startswith({"CUDA": ("nvcc", "NVRTC"), "Gluon": "Triton"}[source])
+    assert method["compilers_missing"] == {}
+
+
+def test_the_best_of_an_instruction_is_that_of_either_language():
+    for source in ("CUDA", "Gluon"):
+        compiled_or_skip("FFMA", source, 1)
+    slow, fast = device_of(1 << 22), device_of(1 << 20)
+    cases = [Point("FFMA", source, 1, 1) for source in ("CUDA", "Gluon")]
+    _, rows = ilp_sweep._measure(
+        "sm_90", 2, cases, lambda b, point, *a: (fast if point.source == "Gluon" else slow)(b, point, *a), True, silent
+    )
+    assert {row["source"]: row["fraction_of_best"] for row in rows} == {"CUDA": 0.25, "Gluon": 1}
+
+
+def test_every_point_is_timed_in_both_languages():
+    for arch, quick in (("sm_90", False), ("sm_90", True), ("gfx950", False)):
+        cases = ilp_sweep.points(arch, quick)
+        for name in {case.instruction for case in cases}:
+            each = [
+                [(c.chains, c.groups) for c in cases if (c.instruction, c.source) == (name, source)]
+                for source in INSTRUCTIONS[name].sources
+            ]
+            assert all(these == each[0] for these in each)
+    assert {case.source for case in ilp_sweep.points("gfx950", True)} == {"HIP", "Gluon"}
+
+
+def test_a_rehearsal_has_both_languages(monkeypatch):
+    compiled_or_skip("FFMA", "CUDA", 1)
+    monkeypatch.setattr(ilp_sweep, "compile_chains", lambda name, count, source: compiled_or_skip(name, source, count))
+    _, rows = ilp_sweep.rehearse(silent)
+    assert {row["source"] for row in rows} == {"CUDA", "Gluon"}
+    assert {row["instruction"] for row in rows if row["source"] == "Gluon"} == {
+        name for name, instruction in INSTRUCTIONS.items() if instruction.arch == "sm_90"
+    }
+
+
+def test_a_language_without_a_compiler_is_left_out_and_told(monkeypatch):
+    compiled_or_skip("FFMA", "CUDA", 1)
+    monkeypatch.setattr(ilp_sweep, "find_triton", lambda: SimpleNamespace(__version__="3.5.1+rocm7.1"))
+    cases = [Point("FFMA", source, 1, 1) for source in ("CUDA", "Gluon")]
+    method, rows = ilp_sweep._measure("sm_90", 2, cases, device_of(1 << 20), True, silent)
+    assert [row["source"] for row in rows] == ["CUDA"]
+    told = "no Gluon for ilp_gluon.py: it needs Triton 3.6 or later, this is 3.5.1+rocm7.1"
+    assert method["compilers_missing"] == {"Gluon": told}
+    with pytest.raises(CompilerMissing, match=re.escape(told)):
+        ilp_sweep._measure("sm_90", 2, cases[1:], device_of(1 << 20), True, silent)
 
 
 def test_a_point_that_registers_do_not_admit_is_left_out():
     """Six chains of wgmma take more than 128 registers: four warpgroups never fit."""
-    compiled_or_skip("wgmma m64n64k32 e4m3", 6)
-    cases = [("wgmma m64n64k32 e4m3", 6, groups) for groups in (1, 2, 4)]
+    compiled_or_skip("wgmma m64n64k32 e4m3", "CUDA", 6)
+    cases = [Point("wgmma m64n64k32 e4m3", "CUDA", 6, groups) for groups in (1, 2, 4)]
     _, rows = ilp_sweep._measure("sm_90", 2, cases, device_of(1 << 20), True, silent)
     assert [row["waves_per_simd"] for row in rows] == [1, 2]
 
@@ -251,10 +426,10 @@ def test_a_point_that_registers_do_not_admit_is_left_out():
     ],
 )
 def test_what_does_not_add_up_is_not_timed(change, told):
-    compiled_or_skip("FFMA", 1)
+    compiled_or_skip("FFMA", "CUDA", 1)
     good = device_of(1 << 20)
-    with pytest.raises(ExperimentError, match=told):
-        ilp_sweep._measure("sm_90", 2, [("FFMA", 1, 1)], lambda *a: change(good(*a)), True, silent)
+    with pytest.raises(ExperimentError, match=rf"FFMA in CUDA, 1 chains, 1 groups a unit: {told}"):
+        ilp_sweep._measure("sm_90", 2, [Point("FFMA", "CUDA", 1, 1)], lambda *a: change(good(*a)), True, silent)
 
 
 def test_other_chips_are_refused():

@@ -44,3 +44,10 @@ def level_of(module):
 def test_no_module_imports_from_a_layer_above_its_own(path):
     above = [name for name in imported(path) if level_of(name) > LEVEL[module_of(path)]]
     assert not above
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_module_imports_a_private_name_of_the_compilers(path):
+    trees = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)]
+    names = [name.name for node in trees if node.module == "chipmath.crosscompile" for name in node.names]
+    assert not [name for name in names if name.startswith("_")]

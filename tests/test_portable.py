@@ -113,7 +113,15 @@ def test_twin_is_plain_markdown_with_title_and_working_links(page):
     assert not ROLE.search(prose), ROLE.search(prose)
     assert len(re.findall(r"(?m)^# ", prose)) == 1
     for target in re.findall(r"\]\(([^)\s]+)\)", prose):
-        assert target.startswith(("http", "mailto:")) or (path.parent / target).exists(), target
+        name, _, place = target.partition("#")
+        assert target.startswith(("http", "mailto:")) or (path.parent / name).exists(), target
+        if place and not target.startswith("http"):
+            assert f'<a id="{place}"></a>' in (path.parent / name).read_text(encoding="utf-8"), target
+
+
+@pytest.mark.built
+def test_twins_lead_to_the_term_and_not_only_to_the_glossary():
+    assert "[LDS](../reference/glossary.md#term-LDS)" in (HTML / "chapters/occupancy.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.built
@@ -234,6 +242,18 @@ def test_notebook_names_what_a_kernel_lacks(tmp_path):
     assert result.returncode != 0
     assert "this notebook also needs torch: pip install torch" in result.stderr
     assert not list((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.built
+def test_all_cells_can_run_again_in_the_same_kernel(tmp_path):
+    python = strangers_python(tmp_path / "python", "myst_nb")
+    (tmp_path / "empty").mkdir()
+    cell = nbformat.read(HTML / names(ARTICLES[0])[0], as_version=4).cells[1].source
+    result = run_in(
+        tmp_path / "empty", python, "-", code=f"{cell}\n{cell}\nfrom myst_nb import glue\nprint(glue('a', 1))"
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("None\n")
 
 
 @pytest.mark.built

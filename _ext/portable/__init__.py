@@ -17,6 +17,7 @@ from portable import notebook, twins
 
 NOTEBOOKS_BRANCH = "notebooks"  # where the deployment puts them, as Colab opens notebooks from GitHub only
 API_PAGE = "reference/api"
+MENU = {"download-source-button": "Source", "download-pdf-button": "Print or PDF"}  # the theme says ".md", ".pdf"
 
 
 def write_page(app, pagename, templatename, context, doctree) -> None:
@@ -72,12 +73,11 @@ def colab_address(app, docname: str) -> str:
 
 
 def _extend_menu(context, links) -> None:
-    """Put the forms at the head of the theme's download menu, whose own entry is the page's source."""
+    """Put the forms at the head of the theme's download menu, whose own entries are the page's source and printing."""
     for group in context.get("header_buttons", []):
         if group.get("label") == "download-buttons":
             for button in group["buttons"]:
-                if button["label"] == "download-source-button":
-                    button["text"] = "Source"
+                button["text"] = MENU.get(button["label"], button["text"])
             group["buttons"][:0] = [
                 {"type": "link", "url": url, "text": text, "tooltip": tip, "icon": "fas fa-download", "label": "form"}
                 for url, text, tip in links

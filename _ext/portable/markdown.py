@@ -23,6 +23,7 @@ INLINE_WRAPPERS = {
     "inline", "generated", "PassthroughTextElement", "abbreviation", "title_reference", "number_reference",
     "pending_xref", "target", "dropdown_title", "download_reference", "classifier",
 }  # fmt: skip
+TERM = "term-"  # begins the ids of terms in a glossary
 ADMONITIONS = {"note", "tip", "warning", "important", "admonition", "seealso", "hint", "caution", "attention"}
 
 
@@ -114,7 +115,7 @@ class MarkdownWriter:
         return [block for item in node.children for block in self._definition_list_item(item, depth)]
 
     def _definition_list_item(self, node, depth):
-        terms = [self._line(child) for child in node.children if isinstance(child, nodes.term)]
+        terms = [_anchors(child) + self._line(child) for child in node.children if isinstance(child, nodes.term)]
         bodies = [b for c in node.children if isinstance(c, nodes.definition) for b in self._children(c, depth)]
         return [f"**{', '.join(terms)}**: {bodies[0] if bodies else ''}".rstrip(), *bodies[1:]]
 
@@ -286,6 +287,11 @@ class MarkdownWriter:
         return next(
             (".".join(map(str, known[name])) for name in [*node.get("ids", []), *labelled] if name in known), ""
         )
+
+
+def _anchors(term: nodes.term) -> str:
+    """Return the places that links to a term of the glossary lead to, as other headings have none in Markdown."""
+    return "".join(f'<a id="{name}"></a>' for name in term["ids"] if name.startswith(TERM))
 
 
 def _is_text(node: nodes.Node) -> bool:

@@ -20,11 +20,10 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 import nbformat
+from book_sources import Sources
 from docutils import nodes
 from jupyter_cache import get_cache
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from pybtex.database import parse_file
-from pybtex.style.formatting.plain import Style
 
 from portable.markdown import MarkdownWriter, escape
 from portable.pages import cited, page_address, target_page, title
@@ -200,9 +199,9 @@ def _sources(app, doctree) -> list[str]:
     if not wanted:
         return []
     # Not from the page of references: resolving it a second time would write every entry twice into that page.
-    entries = parse_file(str(Path(app.srcdir) / "references.bib"))
+    entries = app.env.get_domain("cite").bibdata.data
     known = {f"cite-{key.lower()}": key for key in entries.entries}
-    found = Style().format_bibliography(entries, [known[name] for name in wanted if name in known])
+    found = Sources().format_bibliography(entries, [known[name] for name in wanted if name in known])
     return ["## Sources", "\n".join(f"- {escape(entry.text.render_as('text'))}" for entry in found)]
 
 

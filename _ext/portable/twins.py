@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import posixpath
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from portable.markdown import MarkdownWriter
+from portable.markdown import TERM, MarkdownWriter
 from portable.pages import chapters, description, page_address, target_page, title
 
 
@@ -51,13 +52,15 @@ def write(app, docname: str, doctree) -> None:
 
 
 def _link(docname: str, address: str) -> str | None:
-    """Return where a link of the page leads in the twin: to other twins; anchors inside a page do not exist there."""
+    """Return where a link of the page leads in the twin: to other twins, of whose anchors only terms exist there."""
     if address.startswith("#"):
         return None
     page = target_page(docname, address)
     if page is None:
         return address
-    return os.path.relpath(f"{page}.md", posixpath.dirname(docname) or ".")
+    fragment = urlsplit(address).fragment
+    place = f"#{fragment}" if fragment.startswith(TERM) else ""
+    return os.path.relpath(f"{page}.md", posixpath.dirname(docname) or ".") + place
 
 
 def _quoted(text: str) -> str:

@@ -38,7 +38,8 @@ write_missing(Path(), packed["data"])
 if str(FOLDER) not in sys.path:
     sys.path.insert(0, str(FOLDER))
 
-if find_spec("myst_nb") is None:  # the book keeps results for its sentences with it; a notebook has no use for that
+# The book keeps results for its sentences with MyST-NB, for which a notebook has no use; run again, this finds its own.
+if "myst_nb" not in sys.modules and find_spec("myst_nb") is None:
     sys.modules["myst_nb"] = ModuleType("myst_nb")
     sys.modules["myst_nb"].glue = lambda name, value, display=True: None
 

@@ -32,6 +32,7 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 from chipmath.devices import DEVICES, device
 from chipmath.occupancy import Occupancy, occupancy
@@ -102,6 +103,14 @@ class Binary:
         """Columns of tensor memory that a block allocates (Blackwell)."""
         return sum(int(columns) for columns in re.findall(r"tcgen05\.alloc\S* \[[^]]*\], (\d+)", self.ptx or ""))
 
+    @property
+    def parameters(self) -> int:
+        """How many arguments a launch has to give; Triton appends pointers to scratch memory to the kernel's own."""
+        if self.arch in AMD_ARCHS:
+            (entry,) = (entry for entry in _metadata(self.code)["amdhsa.kernels"] if entry[".name"] == self.kernel)
+            return sum(not argument[".value_kind"].startswith("hidden_") for argument in entry[".args"])
+        return len(_nv_info(_Elf(self.code).section_bytes(f".nv.info.{self.kernel}")).get(EIATTR_KPARAM_INFO, []))
+
     def instructions(self, pattern: str = "") -> Counter:
         """How often each opcode that ``pattern`` is found in stands in the code; loops count once."""
         opcodes = (AMD_OPCODE if self.arch in AMD_ARCHS else SASS_OPCODE).findall(self.isa)
@@ -166,7 +175,7 @@ def compile_triton(
     is kept in Triton's cache (TRITON_CACHE_DIR). An error that LLVM calls fatal may end the process: Triton's doing.
     """
     unit = _unit(arch, tuple(DEVICES), "compile_triton")
-    triton = _triton()
+    triton = find_triton()
     from triton.backends.compiler import GPUTarget
     from triton.compiler.compiler import make_backend
 
@@ -179,7 +188,7 @@ def compile_triton(
     source = _triton_source(fn, signature, constexprs, backend)
     printed: list[str] = []
     try:
-        with _compiler_output(printed):
+        with collect_compiler_output(printed):
             compiled = triton.compile(source, target=backend.target, options=options)
     except (triton.TritonError, RuntimeError) as error:
         message = f"{fn.__name__} for {unit.arch}: {_triton_message(fn, error, printed[0])}"
@@ -197,8 +206,12 @@ def compile_triton(
     )
 
 
-def _triton():
-    """Triton, imported only here so that the rest of the package works without it."""
+def find_triton() -> ModuleType:
+    """The module triton; CompilerMissing, which says how to get it, where it is not installed.
+
+    It is imported only here, so that the rest of the package works without it. Call this before importing a file of
+    kernels: their own import of Triton would fail without saying how to get it.
+    """
     if importlib.util.find_spec("triton") is None:
         raise CompilerMissing(
             "no Triton: looked for the Python package triton. GPU builds of torch bring it; beside a CPU build, "
@@ -275,9 +288,10 @@ _compiling = threading.Lock()  # file descriptor 2 belongs to the whole process
 
 
 @contextlib.contextmanager
-def _compiler_output(printed: list[str]):
-    """Append what the body's compilers write to descriptor 2: MLIR and LLVM print an error's cause there, no more.
+def collect_compiler_output(printed: list[str]):
+    """Append to ``printed`` what compilers write to file descriptor 2 in the block, as one text at its end.
 
+    MLIR and LLVM print an error's cause there and nowhere else. One block at a time: others wait.
     Triton prints the whole PTX file when ptxas refuses it; that is dropped, as the error has the message.
     """
     with _compiling, tempfile.TemporaryFile() as file:
@@ -308,14 +322,14 @@ def compile_hip(path: str | Path, arch: str, defines: dict[str, object], *, kern
     the names that a self-contained kernel needs.
     """
     unit = _unit(arch, AMD_ARCHS, "compile_hip")
-    clang = _clang()
+    clang = find_clang()
     header = Path(__file__).with_name("mini_hip.h")
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "kernel.hsaco"
         command = [clang, "-x", "hip", f"--offload-arch={unit.arch}", "--offload-device-only", "--no-gpu-bundle-output"]
         command += ["-nogpulib", "-nogpuinc", "-include", header, "-O3", *_macros(defines)]
         command += ["-save-temps=obj", "-c", "-o", target, Path(path).resolve()]  # keeps the assembly it makes code of
-        _run(command, f"{Path(path).name} for {unit.arch}")
+        run_compiler(command, f"{Path(path).name} for {unit.arch}")
         code, (assembly,) = target.read_bytes(), Path(folder).glob("*.s")
         text = assembly.read_text()
     kernel = _pick(kernel, [entry[".name"] for entry in _metadata(code)["amdhsa.kernels"]], path)
@@ -332,7 +346,7 @@ def compile_cuda(path: str | Path, arch: str, defines: dict[str, object], *, ker
     """
     unit = _unit(arch, NVIDIA_ARCHS, "compile_cuda")
     target = unit.arch[3:] + ("a" if int(unit.arch[3:]) >= 90 else "")
-    nvcc = _cuda_tool("nvcc")
+    nvcc = find_cuda_tool("nvcc")
     build = functools.partial(_nvcc_build, nvcc) if nvcc else _nvrtc_build
     code, ptx, compiler = build(Path(path).resolve(), target, _macros(defines))
     names = [name[len(".text.") :] for name in _Elf(code).sections if name.startswith(".text.")]
@@ -368,8 +382,11 @@ def _pick(kernel: str | None, names: list[str], path) -> str:
     return kernel
 
 
-def _run(command: list, what: str) -> str:
-    """Run a compiler; its output, or a CompileError with its first message."""
+def run_compiler(command: list, what: str) -> str:
+    """Run a program of a compiler and give what it printed to both streams; ``what`` names it in errors.
+
+    CompileError, with the first error that it printed, for any exit status but 0.
+    """
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         message = _first_error(done.stdout) or f"exit status {done.returncode} without a message"
@@ -398,8 +415,11 @@ def _first_error(log: str) -> str | None:
 
 
 @functools.cache
-def _clang() -> str:
-    """A clang that compiles for gfx950 and has its linker, the version of the recordings first."""
+def find_clang() -> str:
+    """Path of a clang that compiles for gfx950 and has its linker, the version of the recordings first.
+
+    CompilerMissing, with what was tried and how to get one, where there is none.
+    """
     names = ("clang-22", "clang", "amdclang", "/opt/rocm/llvm/bin/clang")
     tried = []
     for name in names:
@@ -423,8 +443,8 @@ def _clang() -> str:
     )
 
 
-def _cuda_tool(name: str) -> str | None:
-    """A program of the CUDA toolkit, from PATH, CUDA_HOME or its usual place."""
+def find_cuda_tool(name: str) -> str | None:
+    """Path of the CUDA toolkit's program ``name``, from PATH, CUDA_HOME or its usual place; None if it is in none."""
     homes = [home for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join(f"{home}/bin" for home in homes))
 
@@ -434,7 +454,7 @@ def _nvdisasm(nvcc: str | None) -> str:
     folders = [str(Path(nvcc).resolve().parent)] if nvcc else []
     if triton := importlib.util.find_spec("triton"):
         folders += [f"{folder}/backends/nvidia/bin" for folder in triton.submodule_search_locations]
-    found = shutil.which("nvdisasm", path=os.pathsep.join(folders)) or _cuda_tool("nvdisasm")
+    found = shutil.which("nvdisasm", path=os.pathsep.join(folders)) or find_cuda_tool("nvdisasm")
     if found is None:
         beside = f"beside {nvcc}, which came without it, " if nvcc else ""
         raise CompilerMissing(
@@ -458,12 +478,12 @@ def _libnvrtc() -> Path | None:
 
 def _nvcc_build(nvcc: str, path: Path, target: str, macros: list[str]) -> tuple[bytes, str, str]:
     """The cubin, the PTX and the compiler's version."""
-    version = re.search(r"V(\d+\.\d+\.\d+)", _run([nvcc, "--version"], "nvcc --version"))[1]
+    version = re.search(r"V(\d+\.\d+\.\d+)", run_compiler([nvcc, "--version"], "nvcc --version"))[1]
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         command = [nvcc, "-x", "cu", f"-gencode=arch=compute_{target},code=sm_{target}", *macros]
         command += ["-cubin", "--keep", "--keep-dir", folder, "-o", cubin, path]
-        _run(command, f"{path.name} for sm_{target}")
+        run_compiler(command, f"{path.name} for sm_{target}")
         (ptx,) = Path(folder).glob("*.ptx")
         return cubin.read_bytes(), ptx.read_text(), f"nvcc {version}"
 
@@ -625,6 +645,7 @@ def _nvidia_binary(
 # Attribute numbers as `cuobjdump -elf` names them.
 EIATTR_MAX_THREADS = 0x05
 EIATTR_REQNTID = 0x10
+EIATTR_KPARAM_INFO = 0x17  # one for each parameter
 EIATTR_REGCOUNT = 0x2F
 EIATTR_NUM_BARRIERS = 0x4C
 
@@ -662,7 +683,7 @@ def _sass(code: bytes, kernel: str, nvdisasm: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code)
         file.flush()
-        listing = _run([nvdisasm, "-c", file.name], "nvdisasm")
+        listing = run_compiler([nvdisasm, "-c", file.name], "nvdisasm")
     start = listing.index(f"\n.text.{kernel}:\n")
     return listing[start:].split("\n//-----", 1)[0]
 

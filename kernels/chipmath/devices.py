@@ -117,6 +117,7 @@ class Multiprocessor:
     carveouts_kib: tuple[int, ...]  # sizes of shared memory, the rest is L1 (header: cudaOccAlignUpShmemSizeVoltaPlus)
     barriers: int | None  # named barriers per SM (header: cudaOccMaxBlocksPerSMBlockBarrierLimit); None: not a limit
     tensor_fma_per_clock: tuple[tuple[str, int], ...]  # per SM: (operand format, multiply-adds); empty: no source
+    tensor_memory_columns: int = 0  # of 128 rows of 4 bytes; the most that tcgen05.alloc gives a block (PTX ISA)
 
     simds: int = 4  # sub-partitions (header: cudaOccSubPartitionsPerMultiprocessor)
     wave_lanes: int = 32  # (guide)
@@ -238,8 +239,8 @@ DEVICES = {
         Multiprocessor("sm_86", 48, 16, CARVEOUTS_100_KIB, None, ()),
         Multiprocessor("sm_89", 48, 24, CARVEOUTS_100_KIB, None, ()),
         Multiprocessor("sm_90", 64, 32, CARVEOUTS_228_KIB, 64, HOPPER_TENSOR),
-        Multiprocessor("sm_100", 64, 32, CARVEOUTS_228_KIB, 64, BLACKWELL_TENSOR),
-        Multiprocessor("sm_103", 64, 32, CARVEOUTS_228_KIB, 64, ()),
+        Multiprocessor("sm_100", 64, 32, CARVEOUTS_228_KIB, 64, BLACKWELL_TENSOR, tensor_memory_columns=512),
+        Multiprocessor("sm_103", 64, 32, CARVEOUTS_228_KIB, 64, (), tensor_memory_columns=512),
         Multiprocessor("sm_120", 48, 24, CARVEOUTS_100_KIB, 24, ()),
     )
 }

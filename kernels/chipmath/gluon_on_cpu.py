@@ -8,10 +8,12 @@ which bytes the source computes; it cannot show whether a compiler, or a layout,
 Casts to 8 bits follow the instruction that a chip has, by the vendor's own document, not torch's cast:
 
 cvt     PTX ISA, cvt.rn.satfinite.{e4m3,e5m2}x2.f32: saturates to ±max, Inf too; every NaN becomes 0x7F
-scaled  CDNA4 ISA, V_CVT_SCALEF32_PK_FP8_F32 and ..._BF8_F32: beyond max becomes NaN or Inf; a NaN keeps its sign
+scaled  CDNA4 ISA, V_CVT_SCALEF32_PK_FP8_F32 and ..._BF8_F32, with the bit MODE.FP16_OVFL, which Triton sets: saturates
+        what is finite; Inf becomes NaN or Inf, and a NaN keeps its sign, neither of which a kernel must rely on
 fnuz    CDNA3 ISA, V_CVT_PK_FP8_F32 and ..._BF8_F32: FNUZ codes, whose only NaN is 0x80
 
-Integers are 32-bit and wrap, as on a GPU. Out-of-bounds addresses raise IndexError.
+Integers are 32-bit and wrap, as on a GPU. Out-of-bounds addresses raise IndexError; what a mask leaves unloaded has
+every bit set, which is a NaN.
 """
 
 from __future__ import annotations
@@ -69,6 +71,11 @@ def _bind(kernel: Any, language: _Language) -> types.FunctionType:
 # --- tensors and pointers ---------------------------------------------------------------------------------------------
 
 
+# Torch computes little with unsigned integers, so they are carried in 64 bits.
+UNSIGNED = {"uint16": 0xFFFF, "uint32": 0xFFFFFFFF}
+SIGNED = {torch.float16: torch.int16, torch.float32: torch.int32}
+
+
 class Lanes:
     """A tensor of a kernel; also a scalar, which is a tensor of no dimension."""
 
@@ -80,7 +87,16 @@ class Lanes:
         """Convert, or read the same bits as another dtype; to 8-bit floats as the chip does."""
         if dtype in self.language.casts:
             return Lanes(self.language.casts[dtype](self.data), self.language)
+        if dtype in UNSIGNED:
+            return Lanes(self.data.long() & UNSIGNED[dtype], self.language)
+        if bitcast and self.data.dtype == torch.int64:  # an unsigned integer
+            return Lanes(self.data.to(SIGNED[dtype]).view(dtype), self.language)
         return Lanes(self.data.view(dtype) if bitcast else self.data.to(dtype), self.language)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the tensor."""
+        return self.data.shape
 
     def __getitem__(self, index: Any) -> Lanes:
         """Insert axes."""
@@ -104,15 +120,16 @@ def _same_dtype(a: Any, b: Any) -> tuple[Any, Any]:
 
 
 def _product(a: Any, b: Any) -> Any:
-    """Of two NaN, ISAs differ in which one comes through: here a negative one, which a kernel must not rely on."""
+    """Of two NaN, ISAs differ in which one comes through: here a negative one if there is one, to show up in codes."""
     product = a * b
     if isinstance(a, Tensor) and isinstance(b, Tensor) and product.is_floating_point():
-        product = torch.where(a.isnan() & b.isnan(), -product.abs(), product)
+        sign = torch.where(a.signbit() | b.signbit(), -1.0, 1.0)
+        product = torch.where(a.isnan() & b.isnan(), torch.copysign(product, sign), product)
     return product
 
 
 def _operators() -> None:
-    names = ("add", "sub", "floordiv", "mod", "lshift", "rshift", "lt", "ge", "gt", "ne")
+    names = ("add", "sub", "floordiv", "mod", "lshift", "rshift", "lt", "ge", "gt", "eq", "ne")
     operations = {name: getattr(operator, name) for name in names}
     operations |= {"mul": _product, "and": operator.and_, "or": operator.or_}
     for name, operation in operations.items():
@@ -146,10 +163,12 @@ class _Language:
     """What ``tl`` and ``gl`` are bound to: as much of them as the book's quantizers use."""
 
     int32, int64, uint8, float16, float32 = torch.int32, torch.int64, torch.uint8, torch.float16, torch.float32
+    uint16, uint32 = "uint16", "uint32"
     float8e4nv, float8e5, float8e4b8, float8e5b16 = "E4M3", "E5M2", "E4M3FNUZ", "E5M2FNUZ"
     constexpr = None
 
     PropagateNan = types.SimpleNamespace(ALL=True)
+    static_range = range
 
     def __init__(self, encoder: str):
         self.program: tuple[int, ...] = (0,)
@@ -178,6 +197,12 @@ class _Language:
     def expand_dims(self, value, axis):
         return Lanes(value.data.unsqueeze(axis), self)
 
+    def reshape(self, value, shape):
+        return Lanes(value.data.reshape(shape), self)
+
+    def permute(self, value, axes):
+        return Lanes(value.data.permute(axes), self)
+
     def abs(self, value):
         return Lanes(value.data.abs(), self)
 
@@ -204,12 +229,12 @@ class _Language:
             total = combine(total, part)
         return total
 
-    def load(self, pointer, mask=None, other=None):
+    def load(self, pointer, mask=None):
         places = pointer.places()
         if mask is None:
             return Lanes(pointer.memory.view(-1)[places], self)
         mask, places = torch.broadcast_tensors(mask.data, places)
-        loaded = torch.full(places.shape, other, dtype=pointer.memory.dtype)
+        loaded = torch.full(places.shape, -1, dtype=pointer.memory.dtype)
         loaded[mask] = pointer.memory.view(-1)[places[mask]]
         return Lanes(loaded, self)
 
@@ -218,8 +243,8 @@ class _Language:
         places, values, mask = torch.broadcast_tensors(pointer.places(), value.data, mask)
         pointer.memory.view(-1)[places[mask]] = values[mask]
 
-    def buffer_load(self, pointer, offsets, mask=None, other=None):
-        return self.load(pointer + offsets, mask, other)
+    def buffer_load(self, pointer, offsets, mask=None):
+        return self.load(pointer + offsets, mask)
 
     def buffer_store(self, value, pointer, offsets, mask=None):
         self.store(pointer + offsets, value, mask)
@@ -242,7 +267,7 @@ def _scaled(fmt):
 
     def cast(y: Tensor) -> Tensor:
         code = fmt.encode(y).int()
-        return torch.where(y.abs() > fmt.max, code & fmt.sign_code | overflow, code).to(torch.uint8)
+        return torch.where(y.isinf(), code & fmt.sign_code | overflow, code).to(torch.uint8)
 
     return cast
 

@@ -1,4 +1,6 @@
-"""Independent chains per wave against waves per SIMD: what ilp_timed.cu and ilp_timed.hip are given and must give back.
+"""Independent chains per wave against waves per SIMD: what the timed kernels are given and must give back.
+
+They are written twice: in C++ (ilp_timed.cu for NVIDIA, ilp_timed.hip for AMD), and in Gluon (ilp_gluon.py).
 
 A wave issues CHAINS independent chains of one instruction, and dynamic shared memory alone sets how many waves a SIMD
 holds. Little's law knows only the product: with T clocks an instruction occupies the unit, L clocks until its result
@@ -21,11 +23,13 @@ class Instruction:
     products     multiply-adds
     waves        that issue it together (a warpgroup has four)
     columns      N: each element of A meets so many ones of B
+    accumulators  of one chain, a thread
     a_elements   of one chain, for all waves that issue it together
     encoding     of A's and B's elements in the words that the kernel reads
     depth        instructions of each chain in a step of the loop
     iterations   of every chain in a launch: it lasts long beside its start, and accumulators stay exact
     rate         key of ``devices.DEVICES[arch].matrix_rates``; None: not a matrix instruction
+    gluon        its kernel in ilp_gluon.py; None: Triton cannot be made to emit it
     """
 
     arch: str
@@ -34,6 +38,7 @@ class Instruction:
     products: int
     waves: int
     columns: int
+    accumulators: int
     a_elements: int
     encoding: str
     depth: int
@@ -41,6 +46,13 @@ class Instruction:
     most_chains: int
     rate: str | None
     iterations: int
+    gluon: str | None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The languages that the timed kernel is written in."""
+        own = "CUDA" if self.arch.startswith("sm_") else "HIP"
+        return (own, "Gluon") if self.gluon else (own,)
 
     @property
     def flop_per_clock_at_most(self) -> float | None:
@@ -55,23 +67,23 @@ WGMMA_ITERATIONS = 1 << 13
 INSTRUCTIONS = {
     "FFMA": Instruction(
         *("sm_90", r"FFMA", {"KIND": "FFMA"}),
-        *(32, 1, 1, 32, "float32", 64, 128, 8, None, 1 << 15),
+        *(32, 1, 1, 1, 32, "float32", 64, 128, 8, None, 1 << 15, "ffma"),
     ),
     "mma.sync m16n8k16 bf16": Instruction(
         *("sm_90", r"HMMA\.16816\.F32\.BF16", {"KIND": "MMA_BF16"}),
-        *(16 * 8 * 16, 1, 8, 16 * 16, "bfloat16", 8, 128, 8, "bf16", 1 << 15),
+        *(16 * 8 * 16, 1, 8, 4, 16 * 16, "bfloat16", 8, 128, 8, "bf16", 1 << 15, "mma"),
     ),
     "wgmma m64n64k32 e4m3": Instruction(
         *("sm_90", r"QGMMA\.64x64x32\.F32\.E4M3\.E4M3", {"KIND": "WGMMA_E4M3"}),
-        *(64 * 64 * 32, 4, 64, 64 * 32, "e4m3", 1, 128, 6, "fp8", WGMMA_ITERATIONS),
+        *(64 * 64 * 32, 4, 64, 32, 64 * 32, "e4m3", 1, 128, 6, "fp8", WGMMA_ITERATIONS, "wgmma"),
     ),
     "mfma 16x16x128": Instruction(
         *("gfx950", r"v_mfma_f32_16x16x128_f8f6f4", {"SCALED": 0}),
-        *(16 * 16 * 128, 1, 16, 16 * 128, "e4m3", 8, 256, 8, "fp8", 1 << 15),
+        *(16 * 16 * 128, 1, 16, 4, 16 * 128, "e4m3", 8, 256, 8, "fp8", 1 << 15, None),
     ),
     "mfma_scale 16x16x128": Instruction(
         *("gfx950", r"v_mfma_scale_f32_16x16x128_f8f6f4", {"SCALED": 1}),
-        *(16 * 16 * 128, 1, 16, 16 * 128, "e4m3", 8, 256, 8, "fp8", 1 << 15),
+        *(16 * 16 * 128, 1, 16, 4, 16 * 128, "e4m3", 8, 256, 8, "fp8", 1 << 15, "mfma_scale"),
     ),
 }
 

@@ -3,8 +3,10 @@
 Each resource answers one question: how many whole groups fit? The smallest answer wins. Resources are handed out in
 steps, to each wave (registers) or to each group (shared memory, barriers).
 
-The result is a ceiling from what a launch asks for. Not in it: thread-block clusters, tensor memory (Blackwell),
-scratch slots (AMD), and the time a kernel spends filling and draining the chip.
+The result is a ceiling from what a launch asks for. Not in it: thread-block clusters, scratch slots (AMD), and the time
+a kernel spends filling and draining the chip. Nor tensor memory (Blackwell): no launch asks for it. A block that is
+resident does, by tcgen05.alloc, and waits there until enough of `Multiprocessor.tensor_memory_columns` are free (PTX
+ISA): blocks of N columns each may be resident beyond columns / N, but only so many compute.
 
 AMD publishes no rule for placing waves on SIMDs. We let each wave take any SIMD with room, as HIP's
 hipOccupancyMaxActiveBlocksPerMultiprocessor does: if W waves fit a SIMD, floor(4 W / waves) groups fit the CU. If every

@@ -24,22 +24,25 @@ import torch
 from torch import Tensor
 
 from chipmath.devices import device
-from chipmath.formats import E4M3, E5M2, FRACTION, ElementFormat, float32_bits
+from chipmath.formats import E4M3, E5M2, ElementFormat
 from chipmath.on_gpu import arch_of, require_triton
 from chipmath.quantize import MXTensor, check_input, scale_constant
 
 BLOCK = 32
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
-ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 LAYOUTS = ("plain", "128x4")
 LARGEST = 1 << 20  # of M and K for columns and both: 65,535 tiles along K, and 32-bit offsets within a tile
 NUM_WARPS = 4
 GROUP = 8  # tiles along M: 8 x 4 scale bytes of a column are one 32-byte sector of memory
-# Elements a thread of the row kernel holds, and rows of a thread's patch; `quantizer_code` has what else was compiled.
+# Elements a thread of the row kernel holds; `quantizer_code` has what else was compiled.
 ROW_ELEMENTS = {"bfloat16": 64, "float16": 64, "float32": 32}
-# 16 rows make stores of 16 bytes along M and the fewest instructions; elsewhere they spill, or leave too few waves.
-PATCH_ROWS = {("columns", "plain"): 16}
-OTHER_PATCH_ROWS = 8
+# Rows and columns of a thread's patch. 16 along the blocks make stores of 16 bytes and the fewest instructions; for
+# both directions they would leave too few waves. A thread's columns are whole loads of 16 bytes: one, or more.
+PATCHES = {
+    "rows": {"bfloat16": (4, 16), "float16": (4, 16), "float32": (4, 16)},
+    "columns": {"bfloat16": (16, 8), "float16": (16, 8), "float32": (16, 4)},
+    "both": {"bfloat16": (8, 8), "float16": (8, 8), "float32": (8, 8)},
+}
 
 
 class TensorCoreOperand(NamedTuple):
@@ -122,14 +125,13 @@ def configuration(
     direction  "rows", "columns" or "both"
     dtype      name of x's dtype
     even       whether the tile divides x
-    changes    other choices, for experiments: ``encoder``, ``patch_rows``, ``row_elements``
+    changes    other choices, for experiments: ``encoder``, ``patch``, ``row_elements``
     """
     kernels = _kernels()
     encoder = changes.get("encoder", encoder_of(arch))
     constexprs = {
         "CONSTANT": scale_constant(fmt, scale_rule),
         **format_numbers(fmt),
-        "CLIPS": scale_rule in ("floor", "even"),
         "DTYPE": dtype,
         "ENCODER": encoder,
         "FLOAT_MAX": _has_nan_maximum(arch),
@@ -140,8 +142,7 @@ def configuration(
         held = changes.get("row_elements", ROW_ELEMENTS[dtype])
         tile = NUM_WARPS * wave * held // BLOCK
         return Configuration(kernels.rows_kernel, constexprs | {"TILE": tile}, NUM_WARPS, (tile,), held)
-    rows = changes.get("patch_rows", PATCH_ROWS.get((direction, scale_layout), OTHER_PATCH_ROWS))
-    columns = 16 // ITEM_BYTES[dtype]
+    rows, columns = changes.get("patch", PATCHES[direction][dtype])
     layouts = kernels.patch_layouts(wave, rows, columns, NUM_WARPS)
     constexprs |= layouts | {"ROWS": direction != "columns", "COLUMNS": direction != "rows"}
     constexprs |= {"SCALES_128X4": scale_layout == "128x4", "BUFFER": device(arch).vendor == "AMD"}
@@ -157,7 +158,6 @@ def format_numbers(fmt: ElementFormat) -> dict[str, Any]:
         "EMIN": fmt.emin,
         "MANTISSA_BITS": fmt.mantissa_bits,
         "MAX": fmt.max,
-        "MAX_FRACTION": int(float32_bits(torch.tensor(fmt.max))) & FRACTION,
     }
 
 

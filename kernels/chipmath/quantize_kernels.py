@@ -14,9 +14,11 @@ smallest element, so it may be flushed. A NaN byte gives a NaN as reciprocal, an
 How an element is rounded is the constant ENCODER:
 
 cvt      NVIDIA, sm_90 and later: cvt.rn.satfinite saturates, and makes 0x7F of any NaN (PTX ISA, cvt)
-scaled   gfx950: v_cvt_scalef32_pk_fp8_f32 and ..._bf8_f32, which overflow to NaN or Inf and keep the sign of NaN. So x
-         is first made finite, to leave the reciprocal's positive NaN the only one; where the rule clips, by clamping it
-         to what its block can hold
+scaled   gfx950: v_cvt_scalef32_pk_fp8_f32 and ..._bf8_f32. With the bit FP16_OVFL of the MODE register they saturate
+         what is finite; Triton sets it in every kernel that casts to FP8, since its version 3.5
+         (https://github.com/triton-lang/triton/pull/7337). They keep the sign of NaN, so a negative NaN of x is first
+         made -Inf: its product with the reciprocal's NaN is that NaN, a positive one. Which of E5M2's three NaN codes
+         they write, 0x7D to 0x7F, no document of AMD's says (CDNA4 ISA, "FP8 and BF8")
 fnuz     gfx942: v_cvt_pk_fp8_f32 and ..._bf8_f32 write the FNUZ formats, whose codes are those of OCP's formats for
          numbers half as large. So half the number is converted; the sign is set afterwards, as FNUZ has no -0
 integer  everywhere: one float32 addition rounds (`chipmath.quantize_cpu` says why), the rest is integer arithmetic
@@ -34,15 +36,25 @@ BLOCK = 32
 QUIET_NAN = tl.constexpr(0x7FC00000)
 INFINITY = tl.constexpr(0x7F800000)
 MAGNITUDE = tl.constexpr(0x7FFFFFFF)
-FLOAT32_MAX = tl.constexpr(0x7F7FFFFF)
 
 
 # --- one element, one block -------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def widen(words, DTYPE: tl.constexpr):
-    """The float32 values of bfloat16, float16 or float32 numbers given as integers; exact."""
+def widen(words, DTYPE: tl.constexpr, ENCODER: tl.constexpr):
+    """The float32 values of bfloat16, float16 or float32 numbers given as integers.
+
+    Exact, but where the converter keeps a NaN's sign, negative NaN become -Inf, which their blocks treat alike. Without
+    sign those are the largest integers, so one minimum does it, for two 16-bit numbers at once.
+    """
+    if ENCODER == "scaled":
+        if DTYPE == "bfloat16":
+            words = tl.minimum(words.to(tl.uint16, bitcast=True), 0xFF80)
+        elif DTYPE == "float16":
+            words = tl.minimum(words.to(tl.uint16, bitcast=True), 0xFC00)
+        else:
+            words = tl.minimum(words.to(tl.uint32, bitcast=True), 0xFF800000)
     if DTYPE == "bfloat16":
         return (words.to(tl.int32) << 16).to(tl.float32, bitcast=True)
     elif DTYPE == "float16":
@@ -70,34 +82,21 @@ def largest_magnitude(x, AXIS: tl.constexpr, FLOAT_MAX: tl.constexpr):
 
 
 @triton.jit
-def block_scale(amax, CONSTANT: tl.constexpr, EMAX: tl.constexpr, MAX_FRACTION: tl.constexpr):
-    """Reciprocal of the scale, its E8M0 byte, and the largest number that a block with this scale holds.
+def reciprocal(amax, CONSTANT: tl.constexpr, EMAX: tl.constexpr):
+    """Reciprocal of the scale of a block; NaN for one that holds NaN or Inf.
 
-    amax  bits of the block's largest magnitude; a NaN gives reciprocal NaN, byte 255 and some finite limit
-
-    All bytes come out of the exponent field of the reciprocal, 254 - byte: 255 as well, of NaN's field, modulo 256.
+    amax  bits of the block's largest magnitude
     """
     invalid = (amax >= INFINITY) | (amax < 0)  # one comparison without sign; a maximum's NaN may have either
     power = tl.maximum((amax + CONSTANT) & INFINITY, EMAX << 23)  # scale times 2**emax
     bits = tl.where(invalid, QUIET_NAN, (254 << 23) - (power - (EMAX << 23)))
-    byte = (254 - (bits >> 23)).to(tl.uint8)
-    limit = tl.minimum(power + MAX_FRACTION, FLOAT32_MAX)
-    return bits.to(tl.float32, bitcast=True), byte, limit.to(tl.float32, bitcast=True)
+    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def scaled(x, inverse, limit, AXIS: tl.constexpr, CLAMP: tl.constexpr):
-    """x / scale, NaN throughout a NaN block; inverse and limit lack the axis of the block."""
-    if CLAMP:
-        limit = tl.expand_dims(limit, AXIS)
-        x = tl.clamp(x, -limit, limit)
-    return x * tl.expand_dims(inverse, AXIS)
-
-
-@triton.jit
-def finite(x):
-    """Some finite number for Inf and NaN, all else as it is."""
-    return tl.clamp(x, -3.4028234663852886e38, 3.4028234663852886e38)
+def scale_byte(bits):
+    """The E8M0 byte of a scale by its reciprocal's bits: 254 minus the exponent field; 255, modulo 256, for NaN."""
+    return (254 - (bits >> 23)).to(tl.uint8)
 
 
 @triton.jit
@@ -135,13 +134,6 @@ def encode_by_integers(y, MANTISSA_BITS: tl.constexpr, EMIN: tl.constexpr, MAX: 
     return tl.where((bits & MAGNITUDE) > INFINITY, 0x7F, code).to(tl.uint8)
 
 
-@triton.jit
-def place_128x4(row, block, blocks_a_row):
-    """Where the scale of a row's block lies in the tensor cores' order: `chipmath.quantize.to_blocked`."""
-    tile = (row // 128).to(tl.int64) * ((blocks_a_row + 3) // 4) + block // 4
-    return tile * 512 + (row % 32) * 16 + (row % 128) // 32 * 4 + block % 4
-
-
 # --- rows: a stream of blocks -----------------------------------------------------------------------------------------
 
 
@@ -156,8 +148,6 @@ def rows_kernel(
     EMIN: tl.constexpr,
     MANTISSA_BITS: tl.constexpr,
     MAX: tl.constexpr,
-    MAX_FRACTION: tl.constexpr,
-    CLIPS: tl.constexpr,
     FORMAT: tl.constexpr,
     DTYPE: tl.constexpr,
     ENCODER: tl.constexpr,
@@ -171,18 +161,18 @@ def rows_kernel(
     elements  as many uint8 codes
     scales    a byte a block, in the same order
     EVEN      TILE divides ``blocks``: nothing is masked
+
+    A block lies inside or outside as a whole, so what a masked load leaves in a register reaches no result.
     """
     first = tl.program_id(0).to(tl.int64) * TILE
     block = tl.arange(0, TILE)
     inside = block < blocks - first
     at = block[:, None] * 32 + tl.arange(0, 32)[None, :]
-    words = tl.load(x + first * 32 + at) if EVEN else tl.load(x + first * 32 + at, mask=inside[:, None], other=0)
-    values = widen(words, DTYPE)
-    inverse, byte, limit = block_scale(largest_magnitude(values, 1, FLOAT_MAX), CONSTANT, EMAX, MAX_FRACTION)
-    if ENCODER == "scaled" and not CLIPS:
-        values = finite(values)
-    y = scaled(values, inverse, limit, 1, ENCODER == "scaled" and CLIPS)
-    codes = encode(y, FORMAT, MANTISSA_BITS, EMIN, MAX, ENCODER)
+    words = tl.load(x + first * 32 + at) if EVEN else tl.load(x + first * 32 + at, mask=inside[:, None])
+    values = widen(words, DTYPE, ENCODER)
+    inverse = reciprocal(largest_magnitude(values, 1, FLOAT_MAX), CONSTANT, EMAX)
+    byte = scale_byte(inverse.to(tl.int32, bitcast=True))
+    codes = encode(values * inverse[:, None], FORMAT, MANTISSA_BITS, EMIN, MAX, ENCODER)
     if EVEN:
         tl.store(elements + first * 32 + at, codes)
         tl.store(scales + first + block, byte)
@@ -198,16 +188,19 @@ def rows_kernel(
 
 @gluon.jit
 def read(pointer, offsets, inside, EVEN: gl.constexpr, BUFFER: gl.constexpr):
-    """A tile of x; zeros outside. BUFFER: AMD's loads from a scalar base, which need one register an address."""
+    """A tile of x; anything outside, where only whole blocks are.
+
+    BUFFER: AMD's loads from a scalar base, which need one register an address.
+    """
     if BUFFER:
         if EVEN:
             return gl.amd.cdna3.buffer_load(pointer, offsets)
         else:
-            return gl.amd.cdna3.buffer_load(pointer, offsets, mask=inside, other=0)
+            return gl.amd.cdna3.buffer_load(pointer, offsets, mask=inside)
     elif EVEN:
         return gl.load(pointer + offsets)
     else:
-        return gl.load(pointer + offsets, mask=inside, other=0)
+        return gl.load(pointer + offsets, mask=inside)
 
 
 @gluon.jit
@@ -224,18 +217,39 @@ def write(pointer, offsets, value, inside, EVEN: gl.constexpr, BUFFER: gl.conste
         gl.store(pointer + offsets, value, mask=inside)
 
 
+@gluon.constexpr_function
+def sliced(layout, axis, rank):
+    """The layout of one axis of a tensor: all others sliced away."""
+    for other in reversed(range(rank)):
+        if other != axis:
+            layout = gl.SliceLayout(other, layout)
+    return layout
+
+
+@gluon.jit
+def axis_index(SIZE: gl.constexpr, AXIS: gl.constexpr, RANK: gl.constexpr, LAYOUT: gl.constexpr):
+    """0 to SIZE - 1 along one axis of a tensor of this layout, 1 along the others."""
+    index = gl.arange(0, SIZE, layout=sliced(LAYOUT, AXIS, RANK))
+    for other in gl.static_range(RANK):
+        if other != AXIS:
+            index = gl.expand_dims(index, other)
+    return index
+
+
 @gluon.jit
 def tile_index(ROW_BLOCKS: gl.constexpr, COLUMN_BLOCKS: gl.constexpr, LAYOUT: gl.constexpr):
     """Row and column in the tile, for every element that a thread holds in this layout of four axes."""
-    a: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, LAYOUT)))
-    b: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, LAYOUT)))
-    c: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, LAYOUT)))
-    d: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, LAYOUT)))
-    row = gl.arange(0, ROW_BLOCKS, layout=a)[:, None, None, None] * 32
-    row = row + gl.arange(0, 32, layout=b)[None, :, None, None]
-    column = gl.arange(0, COLUMN_BLOCKS, layout=c)[None, None, :, None] * 32
-    column = column + gl.arange(0, 32, layout=d)[None, None, None, :]
+    row = axis_index(ROW_BLOCKS, 0, 4, LAYOUT) * 32 + axis_index(32, 1, 4, LAYOUT)
+    column = axis_index(COLUMN_BLOCKS, 2, 4, LAYOUT) * 32 + axis_index(32, 3, 4, LAYOUT)
     return row, column
+
+
+@gluon.jit
+def within(place, size, WHOLE_BLOCKS: gl.constexpr):
+    """place < size; WHOLE_BLOCKS: size is a multiple of 32, so one comparison serves all that a thread holds."""
+    if WHOLE_BLOCKS:
+        place = place // 32 * 32
+    return place < size
 
 
 @gluon.jit
@@ -252,8 +266,6 @@ def patches_kernel(
     EMIN: gl.constexpr,
     MANTISSA_BITS: gl.constexpr,
     MAX: gl.constexpr,
-    MAX_FRACTION: gl.constexpr,
-    CLIPS: gl.constexpr,
     FORMAT: gl.constexpr,
     DTYPE: gl.constexpr,
     ENCODER: gl.constexpr,
@@ -265,8 +277,12 @@ def patches_kernel(
     COLUMNS: gl.constexpr,
     ROW_BLOCKS: gl.constexpr,
     COLUMN_BLOCKS: gl.constexpr,
+    PATCH_ROWS: gl.constexpr,
+    PATCH_COLUMNS: gl.constexpr,
     LAYOUT: gl.constexpr,
     TRANSPOSED: gl.constexpr,
+    ROW_SCALES: gl.constexpr,
+    COLUMN_SCALES: gl.constexpr,
 ):
     """One tile of 32 ROW_BLOCKS x 32 COLUMN_BLOCKS a program.
 
@@ -280,6 +296,7 @@ def patches_kernel(
     EVEN                           the tile divides M and K: nothing is masked
     LAYOUT                         which thread holds what: `patch_layouts`; TRANSPOSED orders the same registers
                                    along M, so that a thread's neighbours in memory are neighbours there, too
+    ROW_SCALES, COLUMN_SCALES      which thread writes which scale: `share_out`
     """
     TILE_M: gl.constexpr = 32 * ROW_BLOCKS
     TILE_K: gl.constexpr = 32 * COLUMN_BLOCKS
@@ -287,91 +304,87 @@ def patches_kernel(
     k = gl.program_id(1) * TILE_K
 
     row, column = tile_index(ROW_BLOCKS, COLUMN_BLOCKS, LAYOUT)
-    inside = (row < M - m) & (column < K - k)
+    inside = within(row, M - m, COLUMNS) & within(column, K - k, ROWS)
     start = m.to(gl.int64) * K + k
-    values = widen(read(x + start, row * K + column, inside, EVEN, BUFFER), DTYPE)
+    values = widen(read(x + start, row * K + column, inside, EVEN, BUFFER), DTYPE, ENCODER)
     if ROWS:
-        row_amax = largest_magnitude(values, 3, FLOAT_MAX)
-    if COLUMNS:
-        column_amax = largest_magnitude(values, 1, FLOAT_MAX)
-    if ENCODER == "scaled" and not CLIPS:
-        values = finite(values)
-    if ROWS:
-        inverse, byte, limit = block_scale(row_amax, CONSTANT, EMAX, MAX_FRACTION)
-        y = scaled(values, inverse, limit, 3, ENCODER == "scaled" and CLIPS)
-        codes = encode(y, FORMAT, MANTISSA_BITS, EMIN, MAX, ENCODER)
+        inverse = reciprocal(largest_magnitude(values, 3, FLOAT_MAX), CONSTANT, EMAX)
+        codes = encode(values * gl.expand_dims(inverse, 3), FORMAT, MANTISSA_BITS, EMIN, MAX, ENCODER)
         write(row_elements + start, row * K + column, codes, inside, EVEN, BUFFER)
-        write_row_scales(row_scales, byte, M, K, m, k, SCALES_128X4, EVEN, BUFFER, ROW_BLOCKS, COLUMN_BLOCKS, LAYOUT)
+        bits = gl.permute(inverse.to(gl.int32, bitcast=True), (2, 0, 1))
+        bits = share_out(bits, PATCH_ROWS, 32 // PATCH_COLUMNS, ROW_SCALES)
+        write_scales(row_scales, bits, m, M, k, K, SCALES_128X4, EVEN, BUFFER, ROW_SCALES)
     if COLUMNS:
-        inverse, byte, limit = block_scale(column_amax, CONSTANT, EMAX, MAX_FRACTION)
-        y = gl.convert_layout(scaled(values, inverse, limit, 1, ENCODER == "scaled" and CLIPS), TRANSPOSED)
+        inverse = reciprocal(largest_magnitude(values, 1, FLOAT_MAX), CONSTANT, EMAX)
+        y = gl.convert_layout(values * gl.expand_dims(inverse, 1), TRANSPOSED)
         codes = encode(y, FORMAT, MANTISSA_BITS, EMIN, MAX, ENCODER)
         row, column = tile_index(ROW_BLOCKS, COLUMN_BLOCKS, TRANSPOSED)
-        inside = (row < M - m) & (column < K - k)
+        inside = within(row, M - m, COLUMNS) & within(column, K - k, ROWS)
         write(column_elements + k.to(gl.int64) * M + m, column * M + row, codes, inside, EVEN, BUFFER)
-        write_column_scales(
-            column_scales, byte, M, K, m, k, SCALES_128X4, EVEN, BUFFER, ROW_BLOCKS, COLUMN_BLOCKS, LAYOUT
-        )
+        bits = share_out(inverse.to(gl.int32, bitcast=True), PATCH_COLUMNS, 32 // PATCH_ROWS, COLUMN_SCALES)
+        write_scales(column_scales, bits, k, K, m, M, SCALES_128X4, EVEN, BUFFER, COLUMN_SCALES)
 
 
 @gluon.jit
-def write_row_scales(
+def share_out(bits, HELD: gl.constexpr, LANES: gl.constexpr, LAYOUT: gl.constexpr):
+    """Scales of which LANES lanes hold the same HELD: each keeps its share, so that every byte is written once.
+
+    bits     (blocks, blocks of lines, 32), where a line is the row or column that a scale belongs to
+    returns  (blocks, blocks of lines, 32 / HELD, HELD / LANES, LANES)
+
+    Selecting among a thread's own registers costs less than `convert_layout`, which moves them between lanes.
+    """
+    BLOCKS: gl.constexpr = bits.shape[0]
+    LINES: gl.constexpr = bits.shape[1]
+    bits = gl.reshape(bits, (BLOCKS, LINES, 32 // HELD, LANES, HELD // LANES))
+    bits = gl.expand_dims(gl.convert_layout(bits, gl.SliceLayout(5, LAYOUT)), 5)
+    mine = axis_index(LANES, 3, 6, LAYOUT) == axis_index(LANES, 5, 6, LAYOUT)
+    return gl.max(gl.where(mine, bits, 0), 3)
+
+
+@gluon.jit
+def write_scales(
     scales,
-    byte,
-    M,
-    K,
-    m,
-    k,
+    bits,
+    first_line,
+    lines,
+    first,
+    length,
     SCALES_128X4: gl.constexpr,
     EVEN: gl.constexpr,
     BUFFER: gl.constexpr,
-    ROW_BLOCKS: gl.constexpr,
-    COLUMN_BLOCKS: gl.constexpr,
     LAYOUT: gl.constexpr,
 ):
-    """The tile's scale bytes of blocks along K: axes 32-row block, row in it, block of the row."""
+    """The tile's scale bytes of one direction.
+
+    bits    what `share_out` returns
+    lines   rows (of x or, for columns, of its transpose), of which the tile begins with first_line
+    length  of a line, of which the tile begins at first
+    """
     kept: gl.constexpr = gl.SliceLayout(3, LAYOUT)
-    row = gl.arange(0, ROW_BLOCKS, layout=gl.SliceLayout(1, gl.SliceLayout(2, kept)))[:, None, None] * 32
-    row = row + gl.arange(0, 32, layout=gl.SliceLayout(0, gl.SliceLayout(2, kept)))[None, :, None]
-    block = gl.arange(0, COLUMN_BLOCKS, layout=gl.SliceLayout(0, gl.SliceLayout(1, kept)))[None, None, :]
-    inside = (row < M - m) & (block * 32 < K - k)
-    if SCALES_128X4:
-        gl.store(scales + place_128x4(m + row, k // 32 + block, K // 32), byte, mask=inside)
+    block = axis_index(bits.shape[0], 0, 5, kept)
+    line_block = axis_index(bits.shape[1], 1, 5, kept)
+    share: gl.constexpr = bits.shape[3]
+    lanes: gl.constexpr = bits.shape[4]
+    line = (axis_index(bits.shape[2], 2, 5, kept) * lanes + axis_index(lanes, 4, 5, kept)) * share
+    line = line + axis_index(share, 3, 5, kept)
+    inside = (line_block * 32 + line < lines - first_line) & (block * 32 < length - first)
+    if SCALES_128X4:  # `chipmath.quantize.to_blocked`; the program's tile is part of one 128x4 tile, or whole ones
+        tiles = (length + 127) // 128
+        start = ((first_line // 128).to(gl.int64) * tiles + first // 128) * 512
+        start = start + first_line % 128 // 32 * 4 + first % 128 // 32
+        offsets = (line_block // 4 * tiles + block // 4) * 512 + line * 16 + line_block % 4 * 4 + block % 4
     else:
-        start = m.to(gl.int64) * (K // 32) + k // 32
-        write(scales + start, row * (K // 32) + block, byte, inside, EVEN, BUFFER)
-
-
-@gluon.jit
-def write_column_scales(
-    scales,
-    byte,
-    M,
-    K,
-    m,
-    k,
-    SCALES_128X4: gl.constexpr,
-    EVEN: gl.constexpr,
-    BUFFER: gl.constexpr,
-    ROW_BLOCKS: gl.constexpr,
-    COLUMN_BLOCKS: gl.constexpr,
-    LAYOUT: gl.constexpr,
-):
-    """The tile's scale bytes of blocks along M: axes 32-row block, 32-column block, column in it."""
-    kept: gl.constexpr = gl.SliceLayout(1, LAYOUT)
-    block = gl.arange(0, ROW_BLOCKS, layout=gl.SliceLayout(1, gl.SliceLayout(2, kept)))[:, None, None]
-    column = gl.arange(0, COLUMN_BLOCKS, layout=gl.SliceLayout(0, gl.SliceLayout(2, kept)))[None, :, None] * 32
-    column = column + gl.arange(0, 32, layout=gl.SliceLayout(0, gl.SliceLayout(1, kept)))[None, None, :]
-    inside = (block * 32 < M - m) & (column < K - k)
-    if SCALES_128X4:
-        gl.store(scales + place_128x4(k + column, m // 32 + block, M // 32), byte, mask=inside)
-    else:
-        start = k.to(gl.int64) * (M // 32) + m // 32
-        write(scales + start, column * (M // 32) + block, byte, inside, EVEN, BUFFER)
+        start = first_line.to(gl.int64) * (length // 32) + first // 32
+        offsets = (line_block * 32 + line) * (length // 32) + block
+    write(scales + start, offsets, scale_byte(bits), inside, EVEN, BUFFER)
 
 
 def patch_layouts(wave_lanes: int, rows: int, columns: int, warps: int) -> dict:
-    """LAYOUT, TRANSPOSED, ROW_BLOCKS and COLUMN_BLOCKS for patches of rows x columns (powers of two up to 32) a thread.
+    """What `patches_kernel` takes from ROW_BLOCKS on, for patches of rows x columns a thread.
+
+    rows, columns  powers of two up to 32, with a product of 32 or more
+    warps          1, 2 or 4
 
     A warp covers one block of 32 rows: 32 / rows lanes along M, the others along K. Warps are stacked along M, so that
     together they write 32 bytes a warp of every column of codes, one cache line for four warps.
@@ -395,4 +408,26 @@ def patch_layouts(wave_lanes: int, rows: int, columns: int, warps: int) -> dict:
         block_bases=[],
         shape=[warps, 32, blocks, 32],
     )
-    return {"LAYOUT": layout, "TRANSPOSED": transposed, "ROW_BLOCKS": warps, "COLUMN_BLOCKS": blocks}
+    # Axes of `share_out`. Rows' scales are alike in the lanes of a block, columns' in those one below the other.
+    row_scales = gl.BlockedLayout(
+        [1, 1, 1, lanes_in_block, rows // lanes_in_block, 1],
+        [blocks, 1, lanes_m, 1, 1, lanes_in_block],
+        [1, warps, 1, 1, 1, 1],
+        [5, 0, 2, 4, 3, 1],
+    )
+    column_scales = gl.BlockedLayout(
+        [1, 1, 1, lanes_m, columns // lanes_m, 1],
+        [1, blocks, lanes_in_block, 1, 1, lanes_m],
+        [warps, 1, 1, 1, 1, 1],
+        [2, 1, 5, 4, 3, 0],
+    )
+    return {
+        "ROW_BLOCKS": warps,
+        "COLUMN_BLOCKS": blocks,
+        "PATCH_ROWS": rows,
+        "PATCH_COLUMNS": columns,
+        "LAYOUT": layout,
+        "TRANSPOSED": transposed,
+        "ROW_SCALES": row_scales,
+        "COLUMN_SCALES": column_scales,
+    }

@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from chipmath.crosscompile import Binary, compile_triton
-from oracles import ptx, ptx_matrix  # noqa: F401 -- the latter adds instructions to the former
+from chipmath.crosscompile import Binary, _metadata, compile_triton
+from chipmath.devices import device
+from oracles import cdna, ptx, ptx_matrix  # noqa: F401 -- the last adds instructions to the one before
 from oracles.memory import Memory
 from torch import Tensor
 
@@ -22,21 +23,41 @@ def execute(binary: Binary, grid: tuple[int, ...], arguments: list[Tensor | int]
     tensors = {id(each): each for each in arguments if isinstance(each, Tensor)}
     memory = Memory({str(key): tensor.view(-1).view(torch.uint8).numpy() for key, tensor in tensors.items()})
     values = [memory.address(str(id(each))) if isinstance(each, Tensor) else int(each) for each in arguments]
-    program = ptx.parse(binary.ptx)
-    # Triton's launcher adds two, for scratch memory: unused here, so address 0 would be found out.
-    values += [0] * (len(program.parameters) - len(values))
-    dynamic = binary.shared_bytes - program.shared_bytes
-    ptx.run(program, grid, binary.threads, values, memory, shared_bytes=dynamic)
+    run = _run_amd if device(binary.arch).vendor == "AMD" else _run_nvidia
+    run(binary, grid, values, memory)
     counts = {key: torch.from_numpy(memory.stores[str(key)]) for key in tensors}
     return [counts[id(each)] if isinstance(each, Tensor) else None for each in arguments]
 
 
+def _run_nvidia(binary: Binary, grid: tuple[int, ...], values: list[int], memory: Memory) -> None:
+    program = ptx.parse(binary.ptx)
+    # Triton's launcher adds two, for scratch memory: unused here, so address 0 would be found out.
+    values = values + [0] * (len(program.parameters) - len(values))
+    dynamic = binary.shared_bytes - program.shared_bytes
+    ptx.run(program, grid, binary.threads, values, memory, shared_bytes=dynamic)
+
+
+def _run_amd(binary: Binary, grid: tuple[int, ...], values: list[int], memory: Memory) -> None:
+    values = values + [0] * (len(parameters(binary)) - len(values))  # scratch memory, as above
+    text = f'.amdgcn_target "amdgcn-amd-amdhsa--{binary.arch}"\n{binary.isa}'  # whose first line is not the kernel's
+    cdna.run(text, grid, binary.threads, values, memory, shared_bytes=binary.dynamic_shared_bytes)
+
+
+def parameters(binary: Binary) -> list[dict]:
+    """What the code object of an AMD kernel says of its parameters: .offset, .size and more of each."""
+    (entry,) = (each for each in _metadata(binary.code)["amdhsa.kernels"] if each[".name"] == binary.kernel)
+    return [each for each in entry[".args"] if not each[".value_kind"].startswith("hidden_")]
+
+
 class Launcher:
-    """A @triton.jit kernel that compiles for a chip and executes here: ``Launcher(kernel, arch)[grid](…)``."""
+    """A @triton.jit kernel that compiles for a chip and executes here: ``Launcher(kernel, arch)[grid](…)``.
+
+    stores  by parameter, how often its bytes were stored to in the last launch
+    """
 
     def __init__(self, kernel: Any, arch: str, edit: Callable[[str], str] = str):
         """Remember what to compile, and for what; ``edit`` may change the code between the two."""
-        self.kernel, self.arch, self.edit = kernel, arch, edit
+        self.kernel, self.arch, self.edit, self.stores = kernel, arch, edit, {}
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         """What `kernel[grid]` is on a GPU."""
@@ -48,18 +69,25 @@ class Launcher:
         given = dict(zip(names, arguments, strict=True))
         ones = {name: 1 for name, value in given.items() if isinstance(value, int) and value == 1}
         given = {name: value for name, value in given.items() if name not in ones}
-        signature = {name: _kind(value) for name, value in given.items()}
+        signature = {name: _kind(value, self.arch) for name, value in given.items()}
         binary = compile_triton(
             self.kernel, signature, constexprs | ones, self.arch, num_warps=num_warps, num_stages=num_stages
         )
-        execute(replace(binary, ptx=self.edit(binary.ptx)), grid, list(given.values()))
+        counts = execute(edited(binary, self.edit), grid, list(given.values()))
+        self.stores = dict(zip(given, counts))
+
+
+def edited(binary: Binary, edit: Callable[[str], str]) -> Binary:
+    """The same kernel with other text to execute."""
+    text = "ptx" if binary.ptx else "isa"
+    return replace(binary, **{text: edit(getattr(binary, text))})
 
 
 KINDS = {torch.float8_e4m3fn: "fp8e4nv", torch.float8_e5m2: "fp8e5", torch.uint8: "u8", torch.int32: "i32"}
 KINDS |= {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
-def _kind(value: Tensor | int) -> str:
-    if isinstance(value, Tensor):
-        return f"*{KINDS[value.dtype]}:D"  # `Memory` aligns every array
+def _kind(value: Tensor | int, arch: str) -> str:
+    if isinstance(value, Tensor):  # `Memory` aligns every array, and none here has 2 GiB
+        return f"*{KINDS[value.dtype]}:{'DS' if device(arch).vendor == 'AMD' else 'D'}"
     return "i32:D" if value % 16 == 0 else "i32"

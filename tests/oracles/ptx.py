@@ -27,8 +27,20 @@ TYPES = {
 }
 TYPES = {name: np.dtype(code) for name, code in TYPES.items()}
 CANONICAL_NAN = {2: 0x7FFF, 4: 0x7FFFFFFF, 8: 0x7FFFFFFFFFFFFFFF}  # of any arithmetic: "Floating Point Instructions"
-# Hints to caches, and orders of memory that lockstep keeps anyway.
-NO_EFFECT = {"L1", "L2", "evict_last", "evict_first", "evict_normal", "no_allocate", "nc", "relaxed", "weak", "gpu"}
+# Hints to caches, orders of memory that lockstep keeps anyway, and shared::cta, which is what shared means.
+NO_EFFECT = {
+    "cta",
+    "L1",
+    "L2",
+    "evict_last",
+    "evict_first",
+    "evict_normal",
+    "no_allocate",
+    "nc",
+    "relaxed",
+    "weak",
+    "gpu",
+}
 POISON = 0xA5
 UNITS = 3  # on which the blocks of a grid are dealt out
 CLOCKS = ("%clock64", "%globaltimer")  # both count instructions that the machine has executed

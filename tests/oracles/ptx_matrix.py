@@ -37,7 +37,7 @@ def _copy(machine: Machine, each: Instruction, active: np.ndarray) -> None:
 
     The bytes are there once their group has been waited for, not before.
     """
-    mode = only(each, "async", "ca", "cg", "shared", "global", "commit_group", "wait_group", "wait_all")
+    mode = only(each, "async", "ca", "cg", "shared", "cta", "global", "commit_group", "wait_group") - {"cta"}
     if "commit_group" in mode or "wait_group" in mode:
         if (active != machine.alive).any():
             raise NotImplementedError(f"threads that are not together at {each.text}")
@@ -77,7 +77,7 @@ def _fence(machine: Machine, each: Instruction, active: np.ndarray) -> None:
 @instruction("ldmatrix", "stmatrix")
 def _matrices(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     """Lane 8 i + r has the address of row r of matrix i, and holds two elements of row lane / 4 of every matrix."""
-    only(each, "sync", "aligned", "m8n8", "x1", "x2", "x4", "shared")
+    only(each, "sync", "aligned", "m8n8", "x1", "x2", "x4", "shared", "cta")
     _whole(machine, each, active, 32)
     loads = each.base == "ldmatrix"
     names, place = each.operands if loads else each.operands[::-1]

@@ -4,7 +4,7 @@ Data are random words, never zeros; buffers rotate so that no cache serves them 
 is timed, and a wrong one has no time.
 """
 
-from chipmath.crosscompile import _triton
+from chipmath.crosscompile import find_triton
 from chipmath.devices import MIB, PRODUCTS, Product
 from chipmath.experiments.experiment import ExperimentError, MeasuredExperiment, Progress, Shown
 from chipmath.experiments.timing import Candidate, Stopwatch, event_stopwatch, host_stopwatch, spread, take_turns
@@ -32,7 +32,7 @@ def measure(gpu: Gpu, quick: bool, progress: Progress) -> tuple[dict, list[dict]
     """Method and rows on torch's current GPU."""
     import torch
 
-    _triton()  # says how to get it where it is missing
+    find_triton()  # says how to get it where it is missing
     product = datasheet(gpu.name, torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count)
     sizes = QUICK_SIZES_MIB if quick else SIZES_MIB
     # A buffer set is a source and a target, and at least two sets rotate; leave most of the memory alone.

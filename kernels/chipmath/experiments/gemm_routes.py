@@ -6,7 +6,7 @@ The loops are those that `chipmath.matmul_gpu` launches. A step covers tile_k of
 import re
 from collections import Counter
 
-from chipmath.crosscompile import AMD_OPCODE, SASS_OPCODE, Binary, _triton, compile_triton
+from chipmath.crosscompile import AMD_OPCODE, SASS_OPCODE, Binary, compile_triton, find_triton
 from chipmath.devices import device
 from chipmath.experiments.experiment import CompiledExperiment, Row
 from chipmath.experiments.mx_step import GROUPS, loop
@@ -34,7 +34,7 @@ PTX_MATRIX = r"(?:wgmma\.mma_async|tcgen05\.mma|mma\.sync)[\w.:]*"
 
 def compile_route(arch: str, route: str, tile: tuple[int, int, int], num_warps: int, num_stages: int) -> Binary:
     """A kernel as a launch on aligned E4M3 tensors below 2 GiB compiles it, sizes multiples of 16."""
-    _triton()  # else the kernels' own import fails, and does not say how to get it
+    find_triton()  # else the kernels' own import fails, and does not say how to get it
     from chipmath import matmul_kernels
 
     letters = "DS" if device(arch).vendor == "AMD" else "D"

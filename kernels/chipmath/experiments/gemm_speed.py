@@ -5,7 +5,7 @@ route does to its operands beforehand is timed apart, as it is written here: in 
 dequantize_cublas, whose time holds its conversions.
 """
 
-from chipmath.crosscompile import _triton
+from chipmath.crosscompile import find_triton
 from chipmath.devices import MIB, PRODUCTS
 from chipmath.experiments import gemm_routes
 from chipmath.experiments.experiment import ExperimentError, MeasuredExperiment, Progress, Row, Shown
@@ -27,7 +27,7 @@ IN_FP8 = ("folded_128", "folded_cublas", FP8_REFERENCE)
 
 def measure(gpu: Gpu, quick: bool, progress: Progress) -> tuple[dict, list[Row]]:
     """Method and rows on torch's current GPU."""
-    _triton()  # says how to get it where it is missing
+    find_triton()  # says how to get it where it is missing
     shapes = QUICK_SHAPES if quick else SHAPES
     needed = max(16 * (m * k + n * k) + 12 * m * n for m, n, k in shapes)
     if gpu.memory_bytes < 2 * needed:

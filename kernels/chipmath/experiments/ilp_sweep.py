@@ -1,45 +1,105 @@
 """Chains per wave against waves per SIMD, in the unit's own clocks: does one curve hold all points?
 
 Every point launches exactly as many groups as the device holds at once. It counts only if each unit had its share of
-them at the same time, and if every wave's accumulators add up to the one right whole number.
+them at the same time, and if every wave's accumulators add up to the one right whole number. Each instruction is timed
+in two languages, C++ and Gluon: the same chains by another compiler.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from chipmath.crosscompile import Binary, CompilerMissing, compile_cuda, compile_hip
+from chipmath.crosscompile import (
+    Binary,
+    CompilerMissing,
+    compile_cuda,
+    compile_hip,
+    compile_triton,
+    find_triton,
+)
 from chipmath.devices import DEVICES, device
 from chipmath.experiments.experiment import ExperimentError, MeasuredExperiment, Progress, Row, Shown
 from chipmath.experiments.timing import spread
 from chipmath.gpu import Gpu
-from chipmath.ilp import INSTRUCTIONS, Trace, expected_fraction, operands, span_of_units, wrong_waves
+from chipmath.ilp import INSTRUCTIONS, Instruction, Trace, expected_fraction, operands, span_of_units, wrong_waves
 from chipmath.occupancy import shared_ceilings
 from chipmath.recordings import PACKAGE
 
 CHAINS = (1, 2, 3, 4, 6, 8)
 GROUPS = (1, 2, 4, 8)  # per unit: waves per SIMD, as a group has one wave for each SIMD
-QUICK_CHAINS, QUICK_GROUPS = (1, 2, 4, 8), (1, 4)
+QUICK_CHAINS, QUICK_GROUPS = (1, 2, 8), (1, 4)  # two kernels of each: their compilers take most of the time
 ROUNDS, QUICK_ROUNDS = 9, 3
 SEED = 0
 
-Run = Callable[[Binary, str, int, int, int], Trace]  # binary, instruction, chains, groups, dynamic shared bytes
+OLDEST_TRITON = (3, 6)  # whose Gluon has all that ilp_gluon.py asks for
 
 
-def compile_chains(name: str, chains: int) -> Binary:
-    """The timed kernel of one instruction."""
+@dataclass(frozen=True)
+class Point:
+    """A point of the sweep; ``groups`` are those of a unit."""
+
+    instruction: str
+    source: str  # language of the kernel
+    chains: int
+    groups: int
+
+    def __str__(self) -> str:
+        """In words, for progress and errors."""
+        return f"{self.instruction} in {self.source}, {self.chains} chains, {self.groups} groups a unit"
+
+
+Run = Callable[[Binary, Point, int, int], Trace]  # binary, point, groups, dynamic shared bytes
+
+
+def compile_chains(name: str, chains: int, source: str) -> Binary:
+    """The timed kernel of one instruction, in the language ``source``."""
     instruction = INSTRUCTIONS[name]
     if not 1 <= chains <= instruction.most_chains:
         raise ValueError(f"{name} has 1 to {instruction.most_chains} chains, got {chains}")
+    if source not in instruction.sources:
+        raise ValueError(f"{name} is written in {', '.join(instruction.sources)}, not in {source!r}")
+    if source == "Gluon":
+        return compile_gluon(instruction, chains, instruction.arch)
     macros = {**instruction.macros, "CHAINS": chains, "DEPTH": instruction.depth, "THREADS": instruction.threads}
-    if instruction.arch.startswith("sm_"):
+    if source == "CUDA":
         return compile_cuda(PACKAGE / "ilp_timed.cu", instruction.arch, macros)
     return compile_hip(PACKAGE / "ilp_timed.hip", instruction.arch, macros)
 
 
-def points(arch: str, quick: bool) -> list[tuple[str, int, int]]:
-    """Instruction, chains and groups per unit of every point on a chip."""
+def compile_gluon(instruction: Instruction, chains: int, arch: str) -> Binary:
+    """The Gluon kernel of an instruction; CompilerMissing where there is no Triton, or one that is too old."""
+    version = find_triton().__version__
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TRITON:
+        oldest = ".".join(map(str, OLDEST_TRITON))
+        raise CompilerMissing(f"no Gluon for ilp_gluon.py: it needs Triton {oldest} or later, this is {version}")
+    from chipmath import ilp_gluon
+
+    amd = device(arch).vendor == "AMD"
+    words = {"float32": "*fp32", "bfloat16": "*bf16", "e4m3": "*fp8e4nv"}[instruction.encoding]
+    pointers = {"sums": "*i64", "starts": "*i64", "stops": "*i64", "units": "*i32", "words": words}
+    signature = {name: f"{kind}:{'DS' if amd else 'D'}" for name, kind in pointers.items()} | {"steps": "i32"}
+    if amd:
+        signature["scales"] = "i32"
+    return compile_triton(
+        getattr(ilp_gluon, instruction.gluon),
+        signature,
+        {"CHAINS": chains, "DEPTH": instruction.depth},
+        arch,
+        num_warps=instruction.threads // device(arch).wave_lanes,
+    )
+
+
+def points(arch: str, quick: bool) -> list[Point]:
+    """Every point on a chip."""
     chains, groups = (QUICK_CHAINS, QUICK_GROUPS) if quick else (CHAINS, GROUPS)
     names = [name for name, instruction in INSTRUCTIONS.items() if instruction.arch == arch]
-    return [(n, c, g) for n in names for c in chains if c <= INSTRUCTIONS[n].most_chains for g in groups]
+    return [
+        Point(name, source, c, g)
+        for name in names
+        for source in INSTRUCTIONS[name].sources
+        for c in chains
+        if c <= INSTRUCTIONS[name].most_chains
+        for g in groups
+    ]
 
 
 def measure(gpu: Gpu, quick: bool, progress: Progress) -> tuple[dict, list[Row]]:
@@ -53,34 +113,54 @@ def measure(gpu: Gpu, quick: bool, progress: Progress) -> tuple[dict, list[Row]]
     return _measure(gpu.arch, units, points(gpu.arch, quick), run_on_device, quick, progress)
 
 
-def run_on_device(binary: Binary, name: str, chains: int, groups: int, dynamic_shared_bytes: int) -> Trace:
-    """One launch."""
-    import torch
-
+def run_on_device(binary: Binary, point: Point, groups: int, dynamic_shared_bytes: int) -> Trace:
+    """One launch of so many groups in all."""
     from chipmath.experiments.launching import launch
 
-    instruction = INSTRUCTIONS[name]
-    words, _ = operands(name, chains, SEED)
-    sums = torch.full((groups * instruction.threads,), -1, dtype=torch.int64, device="cuda")
-    starts, stops = (torch.zeros(groups, dtype=torch.int64, device="cuda") for _ in range(2))
-    where = torch.full((groups,), -1, dtype=torch.int32, device="cuda")
-    arguments = [sums, starts, stops, where, words.cuda(), instruction.iterations // instruction.depth]
+    threads = INSTRUCTIONS[point.instruction].threads
+    arguments = launch_arguments(point, groups, binary.parameters, "cuda")
+    launch(binary, groups, threads, arguments, dynamic_shared_bytes=dynamic_shared_bytes)
+    return trace_of(arguments, groups * threads)
+
+
+def launch_arguments(point: Point, groups: int, parameters: int, where: str) -> list:
+    """What the kernel is given: four tensors to fill, in the order of `Trace`, the operands, and numbers.
+
+    parameters  how many there are; what is beyond ours is scratch memory that Triton could ask for, and here does not
+    where       torch's name of the device
+    """
+    import torch
+
+    instruction = INSTRUCTIONS[point.instruction]
+    words, _ = operands(point.instruction, point.chains, SEED)
+    each = instruction.accumulators if point.source == "Gluon" else 1
+    sums = torch.full((groups * instruction.threads * each,), -1, dtype=torch.int64, device=where)
+    starts, stops = (torch.zeros(groups, dtype=torch.int64, device=where) for _ in range(2))
+    units = torch.full((groups,), -1, dtype=torch.int32, device=where)
+    arguments = [sums, starts, stops, units, words.to(where), instruction.iterations // instruction.depth]
     if instruction.arch.startswith("gfx"):
         arguments.append(0x7F7F7F7F)  # four scale bytes that are one
-    launch(binary, groups, instruction.threads, arguments, dynamic_shared_bytes=dynamic_shared_bytes)
-    return Trace(sums.tolist(), starts.tolist(), stops.tolist(), where.tolist())
+    return arguments + [torch.empty(0, device=where)] * (parameters - len(arguments))  # null pointers
+
+
+def trace_of(arguments: list, threads: int) -> Trace:
+    """What a launch of so many threads in all left behind in its arguments."""
+    sums, starts, stops, units = arguments[:4]
+    by_thread = sums.view(threads, -1).sum(1)  # Gluon leaves a thread's accumulators to be added up
+    return Trace(by_thread.tolist(), starts.tolist(), stops.tolist(), units.tolist())
 
 
 def rehearse(progress: Progress) -> tuple[dict, list[Row]]:
     """The same with a stand-in for the device, which answers as Little's law does with a made-up latency."""
 
-    def run(binary: Binary, name: str, chains: int, groups: int, dynamic_shared_bytes: int) -> Trace:
-        instruction, units = INSTRUCTIONS[name], 3
+    def run(binary: Binary, point: Point, groups: int, dynamic_shared_bytes: int) -> Trace:
+        instruction, units = INSTRUCTIONS[point.instruction], 3
         waves = groups // units * (instruction.threads // device(instruction.arch).wave_lanes)
-        clocks = instruction.iterations * max(chains * waves // instruction.waves, 33)
+        clocks = instruction.iterations * max(point.chains * waves // instruction.waves, 33)
         threads = groups * instruction.threads
         size = device(instruction.arch).wave_lanes * instruction.waves
-        total = instruction.iterations * instruction.columns * operands(name, chains, SEED)[1]
+        a_sum = operands(point.instruction, point.chains, SEED)[1]
+        total = instruction.iterations * instruction.columns * a_sum
         sums = [total if thread % size == 0 else 0 for thread in range(threads)]
         return Trace(sums, [7] * groups, [7 + clocks] * groups, [group % units for group in range(groups)])
 
@@ -89,24 +169,22 @@ def rehearse(progress: Progress) -> tuple[dict, list[Row]]:
 
 
 def _arch_with_compiler() -> str:
-    for name in ("FFMA", "mfma 16x16x128"):
-        try:
-            compile_chains(name, 1)
-            return INSTRUCTIONS[name].arch
-        except CompilerMissing:
-            continue
-    raise CompilerMissing("ilp_sweep compiles its kernels where it runs: no nvcc or NVRTC, and no clang for gfx950")
+    missing = []
+    for name in ("mma.sync m16n8k16 bf16", "mfma_scale 16x16x128"):
+        for source in INSTRUCTIONS[name].sources:
+            try:
+                compile_chains(name, 1, source)
+                return INSTRUCTIONS[name].arch
+            except CompilerMissing as error:
+                missing.append(str(error))
+    raise CompilerMissing("; ".join(dict.fromkeys(missing)))
 
 
 def _measure(
-    arch: str, units: int, cases: list[tuple[str, int, int]], run: Run, quick: bool, progress: Progress
+    arch: str, units: int, cases: list[Point], run: Run, quick: bool, progress: Progress
 ) -> tuple[dict, list[Row]]:
-    binaries: dict[tuple[str, int], Binary] = {}
-    for done, (name, chains, _) in enumerate(cases):
-        progress(done, 2 * len(cases), f"compiling {chains} chains of {name}")
-        if (name, chains) not in binaries:
-            binaries[name, chains] = compile_chains(name, chains)
-    launches = {case: _shared_bytes(binaries[case[:2]], case, arch) for case in cases}
+    binaries, missing = _compile(cases, progress)
+    launches = {case: _shared_bytes(binaries[_kernel(case)], case, arch) for case in cases if _kernel(case) in binaries}
     launches = {case: shared for case, shared in launches.items() if shared is not None}
     if not launches:
         raise ExperimentError(f"no point of the sweep fits {arch}")
@@ -114,59 +192,81 @@ def _measure(
     for turn in range(rounds):
         for done, (case, shared) in enumerate(launches.items()):
             progress(len(cases) + done * len(cases) // len(launches), 2 * len(cases), f"round {turn}: {case}")
-            rates[case].append(_rate(case, units, binaries[case[:2]], shared, run))
+            rates[case].append(_rate(case, units, binaries[_kernel(case)], shared, run))
     progress(2 * len(cases), 2 * len(cases), "done")
-    best = {name: max(spread(r).p50 for case, r in rates.items() if case[0] == name) for name, _, _ in launches}
-    rows = [_row(case, binaries[case[:2]], values, best[case[0]]) for case, values in rates.items()]
+    names = dict.fromkeys(case.instruction for case in launches)
+    best = {name: max(spread(r).p50 for case, r in rates.items() if case.instruction == name) for name in names}
+    rows = [_row(case, binaries[_kernel(case)], values, best[case.instruction]) for case, values in rates.items()]
     method = {
         "timer": "the unit's own clock, first start to last stop of its groups; median of units, then of rounds",
         "rounds": rounds,
-        "iterations": {name: INSTRUCTIONS[name].iterations for name, _, _ in launches},
+        "iterations": {name: INSTRUCTIONS[name].iterations for name in names},
         "input": f"A: whole numbers from -2 to 2, seed {SEED}; B: ones",
         "shared": "dynamic, as much as lets exactly so many groups in",
         "left_out": "points whose registers admit fewer groups",
-        "compiler": next(iter(binaries.values())).compiler,
+        "compilers_missing": missing,
+        "compilers": {case.source: binaries[_kernel(case)].compiler for case in launches},
     }
     return method, rows
 
 
-def _shared_bytes(binary: Binary, case: tuple[str, int, int], arch: str) -> int | None:
+def _kernel(case: Point) -> tuple[str, int, str]:
+    """Arguments of `compile_chains`; all numbers of groups share one kernel."""
+    return case.instruction, case.chains, case.source
+
+
+def _compile(cases: list[Point], progress: Progress) -> tuple[dict[tuple[str, int, str], Binary], dict[str, str]]:
+    """Every kernel by its arguments of `compile_chains`; the languages that have no compiler here, and why."""
+    binaries: dict[tuple[str, int, str], Binary] = {}
+    missing: dict[str, str] = {}
+    for done, case in enumerate(cases):
+        progress(done, 2 * len(cases), f"compiling {case.chains} chains of {case.instruction} in {case.source}")
+        if _kernel(case) in binaries or case.source in missing:
+            continue
+        try:
+            binaries[_kernel(case)] = compile_chains(*_kernel(case))
+        except CompilerMissing as error:
+            missing[case.source] = str(error)
+    if missing and not binaries:
+        raise CompilerMissing("; ".join(missing.values()))
+    return binaries, missing
+
+
+def _shared_bytes(binary: Binary, case: Point, arch: str) -> int | None:
     """Dynamic shared memory that admits exactly so many groups; None where registers admit fewer."""
-    name, _, groups = case
-    shared = shared_ceilings(arch)[groups] - binary.shared_bytes
-    threads = INSTRUCTIONS[name].threads
-    return shared if binary.occupancy(threads, dynamic_shared_bytes=shared).groups_per_unit == groups else None
+    shared = shared_ceilings(arch)[case.groups] - binary.shared_bytes
+    threads = INSTRUCTIONS[case.instruction].threads
+    return shared if binary.occupancy(threads, dynamic_shared_bytes=shared).groups_per_unit == case.groups else None
 
 
-def _rate(case: tuple[str, int, int], units: int, binary: Binary, shared: int, run: Run) -> float:
+def _rate(case: Point, units: int, binary: Binary, shared: int, run: Run) -> float:
     """FLOP per clock of a unit, the median one."""
-    name, chains, groups_per_unit = case
-    instruction = INSTRUCTIONS[name]
-    trace = run(binary, name, chains, units * groups_per_unit, shared)
-    wrong = wrong_waves(trace, name, operands(name, chains, SEED)[1], instruction.iterations)
+    name, instruction = case.instruction, INSTRUCTIONS[case.instruction]
+    trace = run(binary, case, units * case.groups, shared)
+    wrong = wrong_waves(trace, name, operands(name, case.chains, SEED)[1], instruction.iterations)
     if wrong:
-        raise ExperimentError(f"{name}, {chains} chains: {wrong} waves add up to another number: not timed")
+        raise ExperimentError(f"{case}: {wrong} waves add up to another number: not timed")
     try:
-        spans = span_of_units(trace, groups_per_unit)
+        spans = span_of_units(trace, case.groups)
     except ValueError as error:
-        raise ExperimentError(f"{name}, {chains} chains, {groups_per_unit} groups a unit: {error}") from None
+        raise ExperimentError(f"{case}: {error}") from None
     if len(spans) != units:
-        raise ExperimentError(f"{name}: groups on {len(spans)} of {units} units")
-    waves = groups_per_unit * instruction.threads // device(instruction.arch).wave_lanes
-    instructions = waves // instruction.waves * chains * instruction.iterations
+        raise ExperimentError(f"{case}: groups on {len(spans)} of {units} units")
+    waves = case.groups * instruction.threads // device(instruction.arch).wave_lanes
+    instructions = waves // instruction.waves * case.chains * instruction.iterations
     return 2 * instruction.products * instructions / sorted(spans)[len(spans) // 2]
 
 
-def _row(case: tuple[str, int, int], binary: Binary, rates: list[float], best: float) -> Row:
-    name, chains, groups = case
-    instruction, rate = INSTRUCTIONS[name], spread(rates)
-    waves = groups * instruction.threads // device(instruction.arch).wave_lanes
+def _row(case: Point, binary: Binary, rates: list[float], best: float) -> Row:
+    instruction, rate = INSTRUCTIONS[case.instruction], spread(rates)
+    waves = case.groups * instruction.threads // device(instruction.arch).wave_lanes
     per_simd = waves // DEVICES[instruction.arch].simds
     return {
-        "instruction": name,
-        "chains": chains,
+        "instruction": case.instruction,
+        "source": case.source,
+        "chains": case.chains,
         "waves_per_simd": per_simd,
-        "chains_per_simd": chains * per_simd,
+        "chains_per_simd": case.chains * per_simd,
         "registers": binary.registers,
         **{f"flop_per_clock_{p}": value for p, value in vars(rate).items()},
         "fraction_of_best": rate.p50 / best,
@@ -197,10 +297,11 @@ EXPERIMENT = MeasuredExperiment(
     question="Do more chains in a wave and more waves on a SIMD fill the pipe alike?",
     sources=(
         *("experiments/ilp_sweep.py", "experiments/launching.py", "experiments/timing.py"),
-        *("ilp.py", "ilp_timed.cu", "ilp_timed.hip", "mini_hip.h"),
+        *("ilp.py", "ilp_timed.cu", "ilp_timed.hip", "ilp_gluon.py", "mini_hip.h"),
     ),
     keys={
         "instruction": "what every chain repeats",
+        "source": "language of the kernel: CUDA or HIP, or Gluon",
         "chains": "independent chains in a wave or warp",
         "waves_per_simd": "waves per SIMD, warps per sub-partition; set by shared memory",
     },
@@ -210,7 +311,7 @@ EXPERIMENT = MeasuredExperiment(
         "flop_per_clock_p10": "of a CU or SM, in its own clocks; over the rounds",
         "flop_per_clock_p50": "median",
         "flop_per_clock_p90": "",
-        "fraction_of_best": "of the largest median for this instruction in the same run",
+        "fraction_of_best": "of the largest median for this instruction in the same run, in either language",
         "fraction_of_datasheet": "of the dense rate in chipmath.devices",
         "spills": "stores of a 32-bit register for want of registers",
         "wrong_waves": "waves with another sum than the right one: 0, or the point is not timed",
@@ -222,6 +323,7 @@ EXPERIMENT = MeasuredExperiment(
     shown={
         "arch": Shown("chip"),
         "instruction": Shown("instruction"),
+        "source": Shown("source"),
         "chains": Shown("chains per wave"),
         "waves_per_simd": Shown("waves per SIMD"),
         "chains_per_simd": Shown("chains per SIMD"),

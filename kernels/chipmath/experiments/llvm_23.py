@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from chipmath.crosscompile import CompileError, CompilerMissing, _clang, _run
+from chipmath.crosscompile import CompileError, CompilerMissing, find_clang, run_compiler
 from chipmath.experiments import llvm_versions
 from chipmath.experiments.experiment import CompiledExperiment, ExperimentError, Row
 
@@ -71,13 +71,13 @@ def _compile(llvm: str, read: str, ir: str, arch: str) -> tuple[str, str]:
 
 
 def _scheduled_by_clang(ir: str, arch: str) -> tuple[str, str]:
-    clang = _clang()
+    clang = find_clang()
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "take.ll"
         source.write_text(ir)
         options = [f"--target={llvm_versions.TRIPLE}", f"-mcpu={arch}", "-nogpulib", "-O3", "-S", "-o", "-"]
-        text = _run([clang, *options, "-mllvm", f"-stop-after={AFTER}", source], "take.ll")
-    return _run([clang, "--version"], "clang --version").splitlines()[0], text
+        text = run_compiler([clang, *options, "-mllvm", f"-stop-after={AFTER}", source], "take.ll")
+    return run_compiler([clang, "--version"], "clang --version").splitlines()[0], text
 
 
 def _elsewhere(ir: str, *request: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from chipmath.crosscompile import CompilerMissing, _clang, _compiler_output, _run, _triton
+from chipmath.crosscompile import CompilerMissing, collect_compiler_output, find_clang, find_triton, run_compiler
 from chipmath.devices import device
 from chipmath.experiments.experiment import CompiledExperiment, ExperimentError, Row
 
@@ -67,24 +67,24 @@ def compile_case(arch, llvm, **launch) -> Row:
 
 
 def _by_clang(ir: str, arch: str) -> tuple[str, str]:
-    clang = _clang()
+    clang = find_clang()
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "take.ll"
         source.write_text(ir)
-        assembly = _run(
+        assembly = run_compiler(
             [clang, f"--target={TRIPLE}", f"-mcpu={arch}", "-nogpulib", "-O3", "-S", "-o", "-", source], "take.ll"
         )
-    return _run([clang, "--version"], "clang --version").splitlines()[0], assembly
+    return run_compiler([clang, "--version"], "clang --version").splitlines()[0], assembly
 
 
 def _by_triton(ir: str, arch: str) -> tuple[str, str]:
-    triton = _triton()
+    triton = find_triton()
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9):
         raise CompilerMissing(f"no LLVM 24: that of Triton {triton.__version__} is another, with another interface")
     from triton._C import libtriton
 
     libtriton.llvm.init_targets()
-    with _compiler_output([]):  # a warning for every register that the chip reserves
+    with collect_compiler_output([]):  # a warning for every register that the chip reserves
         assembly = libtriton.llvm.translate_to_asm(ir, TRIPLE, arch, "", [], False, False, False)
     return f"Triton {triton.__version__}, LLVM {_version_inside(libtriton.__file__)}", assembly
 

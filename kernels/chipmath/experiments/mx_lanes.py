@@ -9,7 +9,7 @@ import json
 import re
 from pathlib import Path
 
-from chipmath.crosscompile import CompileError, _triton
+from chipmath.crosscompile import CompileError, find_triton
 from chipmath.experiments.experiment import CompiledExperiment
 from chipmath.experiments.mx_tiles import compile_tile
 
@@ -39,7 +39,7 @@ def compile_case(arch, instruction) -> dict:
 
 def _compile_with_ttgir(arch: str, rows: int):
     """The kernel for this instruction, and Triton's intermediate code of it, from the cache that it goes to anyway."""
-    triton = _triton()
+    triton = find_triton()
     files: dict[str, str] = {}
 
     def listen(*, metadata_group, **others):

@@ -1,17 +1,18 @@
 """What a tile of an MXFP8 matrix product takes from each chip, by Triton."""
 
-from chipmath.crosscompile import Binary, _triton, compile_triton
-from chipmath.devices import device
+from chipmath.crosscompile import Binary, compile_triton, find_triton
+from chipmath.devices import DEVICES, device
 from chipmath.experiments.experiment import CompiledExperiment
 from chipmath.experiments.resources import RESOURCES, resources
 
 ARCHS = ("gfx942", "gfx950", "sm_90", "sm_100")
+COLUMNS = DEVICES["sm_100"].tensor_memory_columns
 TILES = ((64, 64, 128), (128, 64, 128), (128, 128, 128), (256, 128, 128), (128, 128, 256), (256, 256, 128))
 
 
 def compile_tile(arch: str, tile: tuple[int, int, int], num_warps: int, num_stages: int, **options) -> Binary:
     """The kernel as a launch on aligned tensors below 2 GiB would compile it."""
-    _triton()  # else the kernel's own import fails, and does not say how to get it
+    find_triton()  # else the kernel's own import fails, and does not say how to get it
     from chipmath.experiments.scaled_gemm import scaled_gemm
 
     letters = "DS" if device(arch).vendor == "AMD" else "D"
@@ -53,7 +54,7 @@ EXPERIMENT = CompiledExperiment(
         "num_stages": "steps in flight: Triton's default for the vendor",
     },
     values=RESOURCES
-    | {"tensor_memory_columns": "allocated by a block, of 512 (Blackwell)", "note": "why there is no kernel"},
+    | {"tensor_memory_columns": f"allocated by a block, of {COLUMNS} (Blackwell)", "note": "why there is no kernel"},
     cases=tuple(_case(arch, tile, warps) for arch in ARCHS for tile in TILES for warps in (4, 8)),
     quick_cases=(
         _case("gfx950", (64, 64, 128), 8),

@@ -9,7 +9,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from chipmath.crosscompile import CompilerMissing, _cuda_tool, _run, compile_hip
+from chipmath.crosscompile import CompilerMissing, compile_hip, find_cuda_tool, run_compiler
 from chipmath.devices import device
 from chipmath.experiments.experiment import CompiledExperiment, ExperimentError, Row
 from chipmath.recordings import PACKAGE
@@ -33,10 +33,10 @@ def compile_case(arch, registers) -> Row:
 @functools.cache
 def _header_blocks(arch: str) -> tuple[str, list[int]]:
     """Who compiled the header, and its blocks of four warps per SM for 1, 2, … registers."""
-    nvcc = _cuda_tool("nvcc")
+    nvcc = find_cuda_tool("nvcc")
     if nvcc is None:
         raise CompilerMissing("no nvcc: looked in PATH, CUDA_HOME and /usr/local/cuda for it and its cuda_occupancy.h")
-    version = re.search(r"V(\d+\.\d+\.\d+)", _run([nvcc, "--version"], "nvcc --version"))[1]
+    version = re.search(r"V(\d+\.\d+\.\d+)", run_compiler([nvcc, "--version"], "nvcc --version"))[1]
     sm = device(arch)
     capability = divmod(int(arch[3:]), 10)
     facts = (
@@ -48,8 +48,8 @@ def _header_blocks(arch: str) -> tuple[str, list[int]]:
     )
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "one_equation"
-        _run([nvcc, "-o", program, PACKAGE / "experiments/one_equation.cpp"], "one_equation.cpp")
-        answers = _run([program, *map(str, (*capability, *facts))], "cuda_occupancy.h")
+        run_compiler([nvcc, "-o", program, PACKAGE / "experiments/one_equation.cpp"], "one_equation.cpp")
+        answers = run_compiler([program, *map(str, (*capability, *facts))], "cuda_occupancy.h")
     return f"nvcc {version}, cuda_occupancy.h of its toolkit", [int(line) for line in answers.split()]
 
 

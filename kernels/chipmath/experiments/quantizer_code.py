@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from chipmath.crosscompile import Binary, _triton, compile_triton
+from chipmath.crosscompile import Binary, compile_triton, find_triton
 from chipmath.devices import device
 from chipmath.experiments.experiment import CompiledExperiment
 from chipmath.experiments.resources import RESOURCES, resources
@@ -47,11 +47,11 @@ def _ours(direction: str, **options):
     return lambda arch, dtype: _configure(direction, arch, dtype, **options)
 
 
-def _configure(direction: str, arch: str, dtype: str, **options) -> Configuration:
+def _configure(direction: str, arch: str, dtype: str, *, rule: str = RULE, **options) -> Configuration:
     from chipmath.formats import E4M3
     from chipmath.quantize_gpu import configuration
 
-    return configuration(direction, dtype, E4M3, RULE, arch, **options)
+    return configuration(direction, dtype, E4M3, rule, arch, **options)
 
 
 # Everything that the chapter compares; the first of a direction named "… as launched" is what users get.
@@ -61,24 +61,29 @@ VARIANTS: dict[str, Callable[[str, str], Configuration]] = {
     "rows: as launched": _ours("rows"),
     "rows: masked": _ours("rows", even=False),
     "rows: 128x4 scales": _ours("rows", scale_layout="128x4"),
+    "rows: 128x4 scales, masked": _ours("rows", scale_layout="128x4", even=False),
     "columns: through shared memory": _tile((64, 128), False, True),
     "columns: as launched": _ours("columns"),
     "columns: masked": _ours("columns", even=False),
     "columns: 128x4 scales": _ours("columns", scale_layout="128x4"),
-    "columns: 8 rows a thread": _ours("columns", patch_rows=8),
+    "columns: 128x4 scales, masked": _ours("columns", scale_layout="128x4", even=False),
+    "columns: 8 rows a thread": _ours("columns", patch=(8, 8)),
     "both: through shared memory": _tile((64, 64), True, True),
     "both: as launched": _ours("both"),
     "both: masked": _ours("both", even=False),
     "both: 128x4 scales": _ours("both", scale_layout="128x4"),
-    "both: 4 rows a thread": _ours("both", patch_rows=4),
-    "both: 16 rows a thread": _ours("both", patch_rows=16),
+    "both: 128x4 scales, masked": _ours("both", scale_layout="128x4", even=False),
+    "both: scales by floor": _ours("both", rule="floor"),
+    "both: 4 rows a thread": _ours("both", patch=(4, 8)),
+    "both: 16 rows a thread": _ours("both", patch=(16, 8)),
+    "both: 4 columns a thread": _ours("both", patch=(8, 4)),
 }
 LAUNCHED = tuple(name for name in VARIANTS if name.endswith("as launched"))
 
 
 def compile_quantizer(chosen: Configuration, arch: str, *, aligned: bool = True) -> Binary:
     """A configuration as a launch would compile it; ``aligned``: sizes are multiples of 16, as a launch finds out."""
-    _triton()
+    find_triton()
     letters = "DS" if device(arch).vendor == "AMD" else "D"
     names = [name for name in chosen.kernel.arg_names if name not in chosen.constexprs]
     word = "*i32" if chosen.constexprs["DTYPE"] == "float32" else "*i16"
@@ -93,7 +98,7 @@ def compile_quantizer(chosen: Configuration, arch: str, *, aligned: bool = True)
 
 def compile_case(arch, variant, dtype) -> dict:
     """One row."""
-    _triton()
+    find_triton()
     chosen = VARIANTS[variant](arch, dtype)
     binary = compile_quantizer(chosen, arch)
     every = binary.instructions() - binary.instructions(PADDING)
@@ -124,7 +129,8 @@ def _cases() -> tuple[dict, ...]:
         for variant in LAUNCHED
         for dtype in ("float16", "float32")
     ]
-    return (*every, *others)
+    one_load = [{"arch": arch, "variant": "both: 4 columns a thread", "dtype": "float32"} for arch in ARCHS]
+    return (*every, *others, *one_load)
 
 
 EXPERIMENT = CompiledExperiment(
@@ -134,7 +140,11 @@ EXPERIMENT = CompiledExperiment(
         *("experiments/quantizer_code.py", "experiments/quantizer_rungs.py", "experiments/resources.py"),
         *("quantize_gpu.py", "quantize_kernels.py", "formats.py"),
     ),
-    keys={"arch": "chip compiled for", "variant": "which kernel", "dtype": "of x; elements are E4M3, scales by rceil"},
+    keys={
+        "arch": "chip compiled for",
+        "variant": "which kernel",
+        "dtype": "of x; elements are E4M3, scales by rceil unless the variant says otherwise",
+    },
     values={name: text for name, text in RESOURCES.items() if not name.startswith("matrix")}
     | {
         "elements_a_thread": "of x",

@@ -7,7 +7,7 @@ takes the scale from a logarithm, as one would write it first; the bytes are the
 import triton
 import triton.language as tl
 
-from chipmath.quantize_kernels import block_scale, encode, largest_magnitude, scaled, widen
+from chipmath.quantize_kernels import encode, largest_magnitude, reciprocal, scale_byte, widen
 
 
 @triton.jit
@@ -32,8 +32,6 @@ def tile_kernel(
     EMIN: tl.constexpr,
     MANTISSA_BITS: tl.constexpr,
     MAX: tl.constexpr,
-    MAX_FRACTION: tl.constexpr,
-    CLIPS: tl.constexpr,
     FORMAT: tl.constexpr,
     DTYPE: tl.constexpr,
     ENCODER: tl.constexpr,
@@ -49,25 +47,25 @@ def tile_kernel(
     row, column = tl.arange(0, TILE_M), tl.arange(0, TILE_K)
     start = m.to(tl.int64) * K + k
     at = row[:, None] * K + column[None, :]
-    values = widen(tl.load(x + start + at), DTYPE)
+    values = widen(tl.load(x + start + at), DTYPE, ENCODER)
     if ROWS:
         blocks = tl.reshape(values, (TILE_M, TILE_K // 32, 32))
         if LOG2:
             inverse, byte = logarithmic_scale(tl.max(tl.abs(blocks), 2), MAX)
-            y = blocks * tl.expand_dims(inverse, 2)
         else:
-            inverse, byte, limit = block_scale(largest_magnitude(blocks, 2, FLOAT_MAX), CONSTANT, EMAX, MAX_FRACTION)
-            y = scaled(blocks, inverse, limit, 2, ENCODER == "scaled")
-        codes = encode(y, FORMAT, MANTISSA_BITS, EMIN, MAX, ENCODER)
+            inverse = reciprocal(largest_magnitude(blocks, 2, FLOAT_MAX), CONSTANT, EMAX)
+            byte = scale_byte(inverse.to(tl.int32, bitcast=True))
+        codes = encode(blocks * tl.expand_dims(inverse, 2), FORMAT, MANTISSA_BITS, EMIN, MAX, ENCODER)
         tl.store(row_elements + start + at, tl.reshape(codes, (TILE_M, TILE_K)))
         block = tl.arange(0, TILE_K // 32)
         start = m.to(tl.int64) * (K // 32) + k // 32
         tl.store(row_scales + start + row[:, None] * (K // 32) + block[None, :], byte)
     if COLUMNS:
         blocks = tl.reshape(values, (TILE_M // 32, 32, TILE_K))
-        inverse, byte, limit = block_scale(largest_magnitude(blocks, 1, FLOAT_MAX), CONSTANT, EMAX, MAX_FRACTION)
-        y = scaled(blocks, inverse, limit, 1, ENCODER == "scaled")
-        codes = tl.reshape(encode(y, FORMAT, MANTISSA_BITS, EMIN, MAX, ENCODER), (TILE_M, TILE_K))
+        inverse = reciprocal(largest_magnitude(blocks, 1, FLOAT_MAX), CONSTANT, EMAX)
+        byte = scale_byte(inverse.to(tl.int32, bitcast=True))
+        codes = encode(blocks * tl.expand_dims(inverse, 1), FORMAT, MANTISSA_BITS, EMIN, MAX, ENCODER)
+        codes = tl.reshape(codes, (TILE_M, TILE_K))
         start = k.to(tl.int64) * M + m
         tl.store(column_elements + start + column[:, None] * M + row[None, :], tl.trans(codes))
         block = tl.arange(0, TILE_M // 32)

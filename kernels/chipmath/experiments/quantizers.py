@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Callable
 from functools import partial
 
-from chipmath.crosscompile import _triton
+from chipmath.crosscompile import find_triton
 from chipmath.devices import GIB, PRODUCTS
 from chipmath.experiments.experiment import ExperimentError, MeasuredExperiment, Progress, Shown
 from chipmath.experiments.timing import Candidate, GraphStopwatch, Stopwatch, host_stopwatch, spread, take_turns
@@ -31,7 +31,7 @@ ITEM = {"bfloat16": 2, "float32": 4}
 
 def measure(gpu: Gpu, quick: bool, progress: Progress) -> tuple[dict, list[dict]]:
     """Method and rows on torch's current GPU."""
-    _triton()  # says how to get it where it is missing
+    find_triton()  # says how to get it where it is missing
     if gpu.memory_bytes < MEMORY_BYTES:
         needed, has = MEMORY_BYTES / GIB, gpu.memory_bytes / GIB
         raise ExperimentError(f"quantizers wants {needed:.0f} GiB of memory, this GPU has {has:.0f}")
@@ -47,7 +47,7 @@ def measure(gpu: Gpu, quick: bool, progress: Progress) -> tuple[dict, list[dict]
 
 def rehearse(progress: Progress) -> tuple[dict, list[dict]]:
     """The same on a CPU: the kernels' sources run by `chipmath.gluon_on_cpu`, a host clock, and the plain peer only."""
-    _triton()
+    find_triton()
     peers: dict[str, Callable] = {"torch eager, plain definition": plain_rows}
     progress(0, 1, f"{REHEARSAL_SHAPE[0]} x {REHEARSAL_SHAPE[1]}")
     rows = _measure(_OnCpu(REHEARSAL_ARCH), REHEARSAL_SHAPE, "bfloat16", 0, host_stopwatch, 3, peers)
