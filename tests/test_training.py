@@ -14,11 +14,10 @@ import torch
 from chipmath.experiments import EXPERIMENTS, ExperimentError, training, training_cpu
 from chipmath.formats import E2M1, E2M3, E3M2, E4M3, E5M2, INT8
 from chipmath.quantize import SCALE_RULES, quantize, sqnr_db
-from chipmath.recordings import Recording
+from chipmath.recordings import Recording, newest
 from chipmath.training import __main__ as command
-from chipmath.training import probes, recipes, run
+from chipmath.training import pairs, probes, recipes, run
 from chipmath.training.amdahl import accelerated_share, step_speedup
-from chipmath.training.compiling import room_for_all_recipes
 from chipmath.training.loss_figure import loss_figure
 from chipmath.training.model import GPT, OUTLIERS, Shape
 from chipmath.training.probes import (
@@ -30,6 +29,7 @@ from chipmath.training.probes import (
     split_difference,
     weight_gradients,
 )
+from chipmath.training.progress import TerminalLines
 from chipmath.training.recipes import (
     BF16,
     FP8_TENSOR,
@@ -41,12 +41,14 @@ from chipmath.training.recipes import (
     ONE_COPY,
     RECIPES,
     SIX,
+    Recipe,
     block_values,
     element_values,
     linear,
 )
 from chipmath.training.run import TOY, batches, schedule, train, train_all
 from chipmath.training.text import batch, language
+from chipmath.training.torch_settings import torch_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = run.Setting(Shape(layers=1, width=32, heads=1, context=32), 4, 4, 3e-3, words=8, followers=2, held_out=1)
@@ -88,7 +90,9 @@ def test_block_values_are_the_reference_quantizers(fmt, scale_rule, dtype):
     x = drawn(128, 96, spread=6.0 if dtype == torch.float16 else 25.0).to(dtype)
     x[0, 0], x[40, 40], x[64:96, :32], x[100, 50] = torch.nan, -torch.inf, 0, -0.0
     for axis in (0, 1, -1):
-        assert same(block_values(x, fmt, scale_rule, axis=axis), quantize(x, fmt, scale_rule, axis=axis).dequantize())
+        for matrix in (x, x.T):
+            expected = quantize(matrix, fmt, scale_rule, axis=axis).dequantize()
+            assert same(block_values(matrix, fmt, scale_rule, axis=axis), expected)
 
 
 @pytest.mark.parametrize("scale_rule", SCALE_RULES)
@@ -119,33 +123,75 @@ def test_operand_is_the_reference_operand(recipe):
         assert same(recipe.operand(x, axis)[0].float(), recipe.reference_operand(x, axis))
 
 
+def test_a_tensors_scale_is_a_quotient():
+    """Half of all amax / 448 are another float32 than amax * (1 / 448), which CUDA takes where 448 is no tensor."""
+    for amax in drawn(64).abs():
+        scale = recipes.tensor_scale(amax.reshape(1, 1), E4M3)
+        assert float(scale) == float(torch.tensor(float(amax) / 448, dtype=torch.float32))
+    divisors = []
+
+    class Seen(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, arguments=(), options=None):
+            if "div" in function.__name__:
+                divisors.append(arguments[1])
+            return function(*arguments, **(options or {}))
+
+    with Seen():
+        FP8_TENSOR.operand(X, 1)
+    assert len(divisors) == 2
+    assert all(torch.is_tensor(divisor) for divisor in divisors)
+
+
 @pytest.mark.slow
 def test_compiled_quantizers_give_the_same_values():
     """torch.compile, here for the CPU: what a GPU's training runs must not change a value."""
     for recipe in (MXFP8_RCEIL, MXFP4):
-        for dim, shape in ((2, (64, 3, 32)), (1, (2, 32, 96))):
-            function = recipes._block_rounder(recipe.fmt, recipe.scale_rule, dim)
-            x = drawn(*shape, spread=6.0)
-            assert torch.equal(recipes._compiled(function)(x), function(x))
+        for axis in (0, 1):
+            function = recipes._block_rounder(recipe.fmt, recipe.scale_rule, axis)
+            for shape in ((64, 96), (96, 64), (128, 32)):  # the second is compiled for all further shapes
+                x = drawn(*shape, spread=6.0)
+                assert torch.equal(recipes._compiled(function)(x), function(x))
 
 
 def test_all_recipes_compile_in_one_process(monkeypatch):
-    """torch counts variants of one source, and by default admits 8; shapes of the GPU experiment, graphs not run."""
+    """torch counts variants of one source, and by default admits 8; layers of the GPU experiment, graphs not compiled.
+
+    Both passes: within an autograd function gradients are off, while operands are checked they are on, and torch makes
+    a variant of each.
+    """
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **how: compile_(function, backend="eager", **how))
     monkeypatch.setattr(recipes, "_fused", lambda function, x: recipes._compiled(function)(x))
     recipes._compiled.cache_clear()
     torch.compiler.reset()
+    width, tokens = run.BASE.shape.width, 64
     try:
-        with room_for_all_recipes():
+        with torch_settings():
+            training._check_operands("cpu", RECIPES.values())
             for recipe in (*SIX, ONE_COPY):
-                for dtype in (torch.float32, torch.bfloat16):
-                    for shape in (training.CHECKED, (1536, 512), (512, 512), (512, 2048), (2048, 512)):
-                        for axis in (0, 1):
-                            recipe.operand(torch.empty(shape, dtype=dtype), axis)
+                for inputs, outputs in ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)):
+                    for dtype in (torch.float32, torch.bfloat16):
+                        x = torch.ones(tokens, inputs, dtype=dtype, requires_grad=True)
+                        weight = torch.ones(outputs, inputs, requires_grad=True)
+                        linear(x, weight, recipe, torch.bfloat16).sum().backward()
     finally:
         recipes._compiled.cache_clear()
         torch.compiler.reset()
+
+
+def test_settings_of_torch_hold_for_the_backward_pass_and_end():
+    """On a GPU it would run in a thread of its own, where from torch 2.12 on the limit of variants is 8 again."""
+
+    def settings():
+        matmul = torch.backends.cuda.matmul
+        limit = torch._dynamo.config.recompile_limit
+        return torch._C._is_multithreading_enabled(), matmul.allow_bf16_reduced_precision_reduction, limit
+
+    before = settings()
+    assert before[:2] == (True, True)
+    with torch_settings():
+        assert settings() == (False, False, 256)
+    assert settings() == before
 
 
 def test_what_has_no_recipe_is_refused():
@@ -329,6 +375,13 @@ def test_a_divergence_tells_step_tensor_and_value_and_keeps_the_curve(learning_r
     assert curve.held_out is None
     assert str(curve.stopped) == f"step {curve.stopped.step}: {tensor} {curve.stopped.value:g}"
     assert curve.pieces(8)[curve.stopped.step :] == [None] * (8 - curve.stopped.step)
+
+
+def test_a_held_out_loss_that_is_not_finite_is_a_divergence(monkeypatch):
+    """A recording holds finite numbers only: this one would cost all the runs beside it."""
+    monkeypatch.setattr(run, "held_out_loss", lambda *_: math.nan)
+    curve, _ = train(FP32, TINY, seed=0, steps=2)
+    assert (len(curve.losses), curve.held_out, str(curve.stopped)) == (2, None, "step 2: held-out loss nan")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -524,14 +577,38 @@ def test_a_diverged_run_is_told_by_the_exit_status(monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["--recipe", "fp16"], "invalid choice: 'fp16'"),
-        (["--seeds", "0"], "must be positive, got 0"),
-        (["--steps", "-3"], "must be positive, got -3"),
+        (["--seeds", "0"], "must be a positive whole number, got 0"),
+        (["--steps", "-3"], "must be a positive whole number, got -3"),
+        (["--steps", "many"], "must be a positive whole number, got many"),
+        (["--dial", "127"], "must be a whole number from -126 to 126, got 127"),
+        (["--dial", "1.5"], "must be a whole number from -126 to 126, got 1.5"),
         (["--setting", "huge"], "invalid choice: 'huge'"),
+        (["--out", "/"], "--out /: is a folder, a file is wanted"),
+        (["--out", "/dev/null/curves.json"], "--out /dev/null/curves.json: "),
     ],
 )
 def test_the_command_refuses(arguments, message, capsys):
     with pytest.raises(SystemExit) as status:
-        command.main(arguments)
+        command.main([*arguments, "--steps", "1"] if "--steps" not in arguments else arguments)
+    assert status.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("gpus", "environment", "arguments", "message"),
+    [
+        (0, {}, ["--device", "cuda"], "--device cuda: torch sees no GPU here"),
+        (1, {"LOCAL_RANK": "1"}, [], "process 2 of this machine finds 1 GPUs: start fewer, or take --device cpu"),
+        (0, {"WORLD_SIZE": "3"}, [], "16 sequences a step cannot be shared evenly by 3 ranks"),
+    ],
+)
+def test_the_command_refuses_ranks_that_it_cannot_serve(gpus, environment, arguments, message, monkeypatch, capsys):
+    """Before they join each other: a rank that fails later leaves the others waiting."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as status:
+        command.main([*arguments, "--steps", "1"])
     assert status.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -594,7 +671,42 @@ def test_what_the_time_does_not_admit_is_named(monkeypatch):
     method, rows = training.rehearse(silent)
     assert [row["recipe"] for row in rows] == ["bf16"], "the first run starts in any case"
     assert len(method["left_out"]) == len(training._plan()) - 1
-    assert method["left_out"][0] == "mxfp8_rceil, seed 0"
+    assert method["left_out"][:3] == ["bf16, seed 1", "bf16, seed 2", "mxfp8_rceil, seed 0"], "the band goes first"
+
+
+def test_probes_fail_before_the_other_runs(monkeypatch):
+    """On a GPU the first run takes seconds and all take minutes: what cannot be probed there must show at once."""
+    monkeypatch.setattr(run, "TOY", TINY)
+    monkeypatch.setattr(Recipe, "losses", lambda *_: 1 / 0)
+    seen = []
+    with pytest.raises(ZeroDivisionError):
+        training.rehearse(lambda done, total, text: seen.append(text))
+    assert set(seen) == {"bf16, seed 0"}
+
+
+def test_a_diverged_recipe_is_a_row_and_a_diverged_baseline_an_error(monkeypatch):
+    """Runs after it go on; what its tensors lose is known all the same, from the baseline's weights."""
+    monkeypatch.setattr(run, "TOY", TINY)
+    real = run.train
+
+    def diverging(lost):
+        def train(recipe, setting, **options):
+            rate = 300.0 if recipe is lost else setting.learning_rate
+            return real(recipe, dataclasses.replace(setting, learning_rate=rate), **options)
+
+        return train
+
+    monkeypatch.setattr(training, "REHEARSAL_STEPS", 8)
+    monkeypatch.setattr(run, "train", diverging(MXFP8_FLOOR))
+    method, rows = training.rehearse(silent)
+    assert len(rows) == len(training._plan())
+    (stopped,) = (row for row in rows if row["stopped"])
+    assert (stopped["recipe"], stopped["held_out_loss"], method["left_out"]) == ("mxfp8_floor", None, [])
+    assert stopped["flushed_dY"] is not None
+    rehearsed(rows)  # in the form of a recording: its cells are numbers, strings or null
+    monkeypatch.setattr(run, "train", diverging(BF16))
+    with pytest.raises(ExperimentError, match=r"baseline diverged, at step [1-7]: loss .*: nothing to compare with"):
+        training.rehearse(silent)
 
 
 def test_a_wrong_operand_is_not_trained(monkeypatch):
@@ -623,6 +735,18 @@ def test_the_cpu_experiment_has_every_run(monkeypatch):
     assert len(table) == len({tuple(row[:3]) for row in table}) == len(RECIPES) + 4
 
 
+def test_recorded_seeds_settle_what_four_bits_cost():
+    """The chapter says so; with five seeds the interval held zero."""
+    recording = newest("training_cpu")
+    ends = {(row["recipe"], row["dial"], row["seed"]): row["held_out_loss"] for row in recording.select()}
+    assert len(ends) == 12 * training_cpu.SEEDS
+    assert None not in ends.values()
+    seeds = range(training_cpu.SEEDS)
+    assert all(ends["fp32", training_cpu.DIAL, seed] == ends["fp32", 0, seed] for seed in seeds)
+    low, _ = pairs.interval([ends["mxfp4", 0, seed] - ends["fp32", 0, seed] for seed in seeds])
+    assert low > 0
+
+
 # --- Amdahl -----------------------------------------------------------------------------------------------------------
 
 
@@ -637,6 +761,36 @@ def test_amdahl_by_hand_and_back():
     for bad in ((2.5, 2), (0.9, 2), (1, 1)):
         with pytest.raises(ValueError, match="1 <= speedup <= factor"):
             accelerated_share(*bad)
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_terminal_is_told_how_long_it_may_take(monkeypatch, capsys):
+    now = iter([0.0, 100.0, 100.0, 200.0, 200.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    lines = TerminalLines("training")
+    lines(25, 100, "FP32, seed 0")
+    lines(100, 100, "FP32, seed 0")
+    assert capsys.readouterr().err.splitlines() == [
+        "  training: 25/100 steps, about 300 s left; FP32, seed 0",
+        "  training: 100/100 steps; FP32, seed 0",
+    ]
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def test_students_t_is_that_of_the_tables():
+    assert [round(pairs.student_t(freedom), 3) for freedom in (1, 4, 15, 100)] == [12.706, 2.776, 2.131, 1.984]
+
+
+def test_interval_by_hand():
+    """Differences 1, 2, 3: mean 2, standard deviation 1, t of two degrees of freedom 4.303."""
+    low, high = pairs.interval([3.0, 1.0, 2.0])
+    assert (low, high) == (pytest.approx(2 - 4.303 / 3**0.5, abs=1e-3), pytest.approx(2 + 4.303 / 3**0.5, abs=1e-3))
+    with pytest.raises(ValueError, match="two differences or more, got 1"):
+        pairs.interval([0.1])
 
 
 def test_probe_names_are_the_columns():

@@ -43,6 +43,7 @@ PALETTE = {
 }
 WIDTH, NARROW_WIDTH = 7.0, 3.8  # inches; the narrow one keeps text at 9 px or more on a phone of 360 CSS pixels
 SMALL = 8  # points; tick and value labels
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -536,9 +537,13 @@ def _power_or_number(value: float, base: int = 2) -> str:
     exponent = np.log(abs(value)) / np.log(base) if value else 0.0
     nearest = round(exponent)
     if abs(exponent - nearest) < 1e-9 and not {2: -2, 10: -3}[base] <= nearest <= {2: 10, 10: 4}[base]:
-        superscript = str(nearest).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-        return f"{'−' if value < 0 else ''}{base}{superscript}"
+        return f"{'−' if value < 0 else ''}{power(base, nearest)}"
     return _written(value, "{:,.6g}")
+
+
+def power(base: int, exponent: int) -> str:
+    """Write 2⁻⁹ with Unicode's raised digits: for axes, and for cells of tables, which hold text and no markup."""
+    return f"{base}{str(exponent).translate(RAISED)}"
 
 
 def _written(value: float, value_format: str) -> str:

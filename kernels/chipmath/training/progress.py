@@ -28,9 +28,8 @@ class NotebookBar:
             self.handle.update(self._bundle(f"{self.what}: done, {total:,} steps"), raw=True)
         elif time.monotonic() - self.shown > SECONDS:
             self.shown = time.monotonic()
-            seconds = self.shown - self.started
             full = CELLS * done // total
-            left = f", about {seconds / done * (total - done):.0f} s left" if done else ""
+            left = _left(self.shown - self.started, done, total)
             line = f"{'█' * full}{'░' * (CELLS - full)} {done:,} of {total:,} steps{left}; {text}"
             self.handle.update(self._bundle(line), raw=True)
 
@@ -44,10 +43,16 @@ class TerminalLines:
 
     def __init__(self, name: str):
         """``name`` begins every line."""
-        self.name, self.shown = name, 0.0
+        self.name, self.started, self.shown = name, time.monotonic(), 0.0
 
     def __call__(self, done: int, total: int, text: str) -> None:
         """Print at most a line a second."""
         if done == total or time.monotonic() - self.shown > 1:
             self.shown = time.monotonic()
-            print(f"  {self.name}: {done}/{total} {text}", file=sys.stderr, flush=True)
+            left = _left(self.shown - self.started, done, total)
+            print(f"  {self.name}: {done}/{total} steps{left}; {text}", file=sys.stderr, flush=True)
+
+
+def _left(seconds: float, done: int, total: int) -> str:
+    """What the steps so far say of the rest: who sees hours may rather stop now."""
+    return f", about {seconds / done * (total - done):.0f} s left" if 0 < done < total else ""

@@ -54,11 +54,14 @@ class Recipe:
             return (x.to(torch.bfloat16) if self.bfloat16 else x), None
         if self.scaling == "block":
             return block_values(x, self.fmt, self.scale_rule, axis=-1 if self.one_copy else axis), None
-        scale = tensor_scale(x, self.fmt) if self.scaling == "tensor" else None
-        return element_values(self._scaled(x), self.fmt), scale
+        scaled, scale = self._scaled(x)
+        return element_values(scaled, self.fmt), scale
 
-    def _scaled(self, x: Tensor) -> Tensor:
-        return x.float() / tensor_scale(x, self.fmt) if self.scaling == "tensor" else x.float()
+    def _scaled(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.scaling != "tensor":
+            return x.float(), None
+        scale = tensor_scale(x, self.fmt)
+        return x.float() / scale, scale
 
     def reference_operand(self, x: Tensor, axis: int) -> Tensor:
         """The values of `operand` in float32, by the codes of the reference: slow, to hold `operand` against."""
@@ -66,7 +69,7 @@ class Recipe:
             return (x.to(torch.bfloat16) if self.bfloat16 else x).float()
         if self.scaling == "block":
             return quantize(x, self.fmt, self.scale_rule, axis=-1 if self.one_copy else axis).dequantize()
-        return self.fmt.decode(self.fmt.encode(self._scaled(x)))
+        return self.fmt.decode(self.fmt.encode(self._scaled(x)[0]))
 
     def losses(self, x: Tensor, axis: int) -> tuple[float, float]:
         """Shares of ``x`` (2-D) that this recipe clips at its largest number, and that it flushes from nonzero to zero.
@@ -78,7 +81,7 @@ class Recipe:
         if self.scaling == "block":
             quantized = quantize(x, self.fmt, self.scale_rule, axis=-1 if self.one_copy else axis)
             return _share(clipped(x, quantized)), _share(flushed(x, quantized))
-        scaled = self._scaled(x)
+        scaled, _ = self._scaled(x)
         restored = self.fmt.decode(self.fmt.encode(scaled))
         return _share(scaled.abs() > self.fmt.max), _share((restored == 0) & (x != 0))
 
@@ -145,7 +148,9 @@ def _product(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor | Non
 def tensor_scale(x: Tensor, fmt: ElementFormat) -> Tensor:
     """The float32 scale that makes amax the largest number of the format; 1 for zeros. As torchao's tensor-wise FP8."""
     amax = x.abs().amax().float()
-    return torch.where(amax == 0, 1.0, amax / fmt.max)
+    # Dividing by a Python number, CUDA multiplies by its reciprocal (BinaryDivTrueKernel.cu): half of all scales would
+    # differ from the CPU's in the last place. By a tensor it divides.
+    return torch.where(amax == 0, 1.0, amax / torch.full_like(amax, fmt.max))
 
 
 def element_values(x: Tensor, fmt: ElementFormat) -> Tensor:
@@ -166,10 +171,7 @@ def block_values(x: Tensor, fmt: ElementFormat, scale_rule: str, *, axis: int) -
     if x.ndim != 2:
         raise ValueError(f"x must be a matrix, got shape {tuple(x.shape)}")
     check_input(x, axis, BLOCK)
-    rows, columns = x.shape
-    along_rows = axis % 2 == 1
-    shape = (rows, columns // BLOCK, BLOCK) if along_rows else (rows // BLOCK, BLOCK, columns)
-    return _fused(_block_rounder(fmt, scale_rule, 2 if along_rows else 1), x.reshape(shape)).view(rows, columns)
+    return _fused(_block_rounder(fmt, scale_rule, axis % 2), x)
 
 
 @cache
@@ -195,19 +197,22 @@ def _rounder(fmt: ElementFormat) -> Callable[[Tensor], Tensor]:
 
 
 @cache
-def _block_rounder(fmt: ElementFormat, scale_rule: str, dim: int) -> Callable[[Tensor], Tensor]:
+def _block_rounder(fmt: ElementFormat, scale_rule: str, axis: int) -> Callable[[Tensor], Tensor]:
     constant, emax = scale_constant(fmt, scale_rule), frexp(fmt.max)[1] - 1
     rounded = _rounder(fmt)
 
-    def restored(blocks: Tensor) -> Tensor:
+    def restored(x: Tensor) -> Tensor:
+        rows, columns = x.shape
+        # in here: a compiler then knows that it reduces over 32 values, whatever the shape
+        blocks = x.reshape((rows, columns // BLOCK, BLOCK) if axis else (rows // BLOCK, BLOCK, columns))
         values = blocks.float()
-        amax = values.abs().amax(dim, keepdim=True)
+        amax = values.abs().amax(2 if axis else 1, keepdim=True)
         field = (amax.view(torch.int32) + constant) >> FRACTION_BITS
         exponent = (field - (FLOAT32_BIAS + emax)).clamp(min=SMALLEST_SCALE)
         scale = ((FLOAT32_BIAS + exponent) << FRACTION_BITS).view(torch.float32)
         reciprocal = ((FLOAT32_BIAS - exponent) << FRACTION_BITS).view(torch.float32)
         scale = torch.where(amax < torch.inf, scale, torch.nan)  # NaN or Inf: the whole block is NaN
-        return rounded(values * reciprocal) * scale
+        return (rounded(values * reciprocal) * scale).reshape(rows, columns)
 
     return restored
 

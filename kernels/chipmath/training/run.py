@@ -135,7 +135,11 @@ def train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     else:
-        curve.held_out = held_out_loss(model, setting, device)
+        held_out = held_out_loss(model, setting, device)
+        if math.isfinite(held_out):
+            curve.held_out = held_out
+        else:  # after the last step, or only on this text
+            curve.stopped = Stop(steps, "held-out loss", held_out)
     progress(steps, steps)
     return curve, model
 
