@@ -736,3 +736,16 @@ def test_device_and_software_make_a_valid_recording(monkeypatch):
     assert taken.software["driver"] == "580.1"
     assert taken.software["runtime"] == "CUDA 13.0"
     assert taken.provenance().startswith("A Card 80GB (sm_90), driver 580.1, runtime CUDA 13.0, torch ")
+
+
+@pytest.mark.parametrize(
+    ("folder", "typed"),
+    [
+        ("book/kernels", "PYTHONPATH=kernels python -m chipmath.bench residency"),
+        ("downloads/chipmath-1f2e", "PYTHONPATH=chipmath-1f2e python -m chipmath.bench residency"),
+        ("lib/python3.12/site-packages", "python -m chipmath.bench residency"),
+    ],
+)
+def test_what_to_type_finds_the_package_where_it_is(monkeypatch, tmp_path, folder, typed):
+    monkeypatch.setattr(bench, "PACKAGE", tmp_path / folder / "chipmath")
+    assert bench.command("residency") == typed

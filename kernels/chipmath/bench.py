@@ -141,8 +141,10 @@ def _is_rehearsal(recording: Recording) -> bool:
 
 
 def command(experiment: str) -> str:
-    """What to type to record an experiment."""
-    return f"PYTHONPATH=kernels python -m chipmath.bench {experiment}"
+    """What to type to record an experiment: in the checkout, or beside a notebook that carries the package."""
+    folder = PACKAGE.parent.name
+    path = "" if folder in ("site-packages", "dist-packages") else f"PYTHONPATH={folder} "
+    return f"{path}python -m chipmath.bench {experiment}"
 
 
 # ----------------------------------------------------------------------------------------------------- command line
