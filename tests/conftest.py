@@ -64,3 +64,14 @@ class ToyBook:
 def toy_book(tmp_path):
     """Return a fresh toy book."""
     return ToyBook(tmp_path)
+
+
+# Files that take minutes: they start first, or the last of them would keep one worker busy while the others wait.
+LONG = ("test_recordings", "test_reproducible", "test_quantize", "test_bench", "test_portable", "test_environment")
+LONG += ("test_extension", "test_quantize_gpu", "test_cdna", "test_ptx", "test_browser", "test_measurements")
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first; within a file, the order stays."""
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
