@@ -193,6 +193,8 @@ ONES = 0xFFFFFFFF
         # 1 + 2**-23 squared plus 2**-60: the last addend decides which side of the tie it is on
         ("mov.b32 %r4, 0f3F800001;\n fma.rn.f32 %r3, %r2, %r4, 0f21800000;", [0x3F800001], [0x3F800002]),
         ("mov.b32 %r4, 0fBF800000;\n fma.rn.f32 %r3, %r2, %r2, %r4;", [0x3F800801], [0x3A001401]),
+        # (1 + 2**-4) squared is a tie of bfloat16; so far below that float64 loses it, 2**-100 decides
+        ("mov.b32 %r4, 0x0D808D80;\n fma.rn.bf16x2 %r3, %r2, %r2, %r4;", [0x3F883F88], [0x3F913F90]),
     ],
     ids=lambda v: v.split(";")[0] if isinstance(v, str) else "",
 )
@@ -282,6 +284,7 @@ def test_shared_memory_wants_a_barrier():
         ("cvt.u32.u64 %r4, %rd3;\n ld.global.b32 %r3, [%r4];", AccessError, "of no array"),
         ("sqrt.approx.f32 %r3, %r2;", NotImplementedError, "sqrt.approx.f32 %r3, %r2"),
         ("mul.ftz.f32 %r3, %r2, %r2;", NotImplementedError, "mul.ftz.f32"),
+        ("mad.rn.f32 %r3, %r2, %r2, %r2;", NotImplementedError, "mad.rn.f32"),
         ("ld.volatile.global.b32 %r3, [%rd3];", NotImplementedError, "volatile"),
         ("cvt.rni.s32.f32 %r3, %r2;", NotImplementedError, "cvt.rni"),
     ],

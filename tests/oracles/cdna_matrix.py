@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable
 
 import numpy as np
-from oracles.cdna_arithmetic import F32, NAN_CODE, SMALL_FLOATS, U32
+from oracles.cdna_arithmetic import F32, U32
+from oracles.floats import E4M3_CODES, E5M2_CODES, from_bfloat16
 
 LANES = 64
 OPCODE = re.compile(r"v_mfma_(scale_)?f32_(16|32)x\2x(\d+)_(f8f6f4|bf16|f16)")
@@ -56,14 +57,8 @@ def numbers(data: np.ndarray, kind: str) -> np.ndarray:
     if kind == "f16":
         return data.view(np.float16).astype(float)
     if kind == "bf16":
-        return (data.view(np.uint16).astype(U32) << U32(16)).view(F32).astype(float)
-    finite = SMALL_FLOATS["gfx950", kind]
-    table = np.full(128, np.nan)
-    table[: len(finite)] = finite
-    if kind == "bf8":
-        table[len(finite)] = np.inf
-    assert np.isnan(table[NAN_CODE["gfx950", kind]])
-    return np.concatenate([table, -table])[data]
+        return from_bfloat16(data.view(np.uint16))
+    return {"fp8": E4M3_CODES, "bf8": E5M2_CODES}[kind][data]
 
 
 def multiply_add(machine, ins, words: Callable) -> np.ndarray:

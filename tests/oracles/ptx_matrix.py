@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 
 import numpy as np
-from oracles.ptx import FP8, Instruction, Machine, from_bfloat16, instruction, only
+from oracles.floats import from_bfloat16
+from oracles.ptx import FP8, Instruction, Machine, instruction, only, parts
 
 DECODE = {
     "f16": lambda data: data.view(np.float16).astype(np.float64),
@@ -21,11 +22,6 @@ DECODE = {
 }
 BYTES = {"f16": 2, "bf16": 2, "e4m3": 1, "e5m2": 1}
 SWIZZLE_WIDTH = {0: 16, 1: 128, 2: 64, 3: 32}  # bytes of a row that lie together, by bits 62-63 of a descriptor
-
-
-def parts(braces: str) -> list[str]:
-    """The registers of ``{…}``."""
-    return [part.strip() for part in braces.strip("{}").split(",")]
 
 
 # --- asynchronous copies ----------------------------------------------------------------------------------------------
