@@ -173,7 +173,9 @@ BODY
 		.amdhsa_system_vgpr_workitem_id 0
 		.amdhsa_next_free_vgpr 16
 		.amdhsa_float_round_mode_32 0
+		.amdhsa_float_round_mode_16_64 0
 		.amdhsa_float_denorm_mode_32 3
+		.amdhsa_float_denorm_mode_16_64 3
 		.amdhsa_dx10_clamp 1
 		.amdhsa_ieee_mode 1
 		.amdhsa_fp16_overflow 0
@@ -398,7 +400,6 @@ def test_converters_against_another_rounding(chip_and_kind):
 
 
 HUGE = floats(INF, -INF, 1e6, -1e6)
-FULL = [0x7F, 0xFF]
 
 
 @pytest.mark.parametrize(
@@ -546,6 +547,8 @@ def test_a_branch_over_lanes_that_are_not_active():
         ("v_mul_f32_e64 v3, v1, v1 clamp", NotImplementedError, "v1 clamp: modifier"),
         ("v_mul_f32_e64 v3, v1, v1 mul:2", NotImplementedError, "v1 mul:2: modifier"),
         ("v_add_u32_e64 v3, -v1, v1", NotImplementedError, "a float modifier on an integer"),
+        ("s_bfe_u32 s4, s0, 0x200000", NotImplementedError, "a bit field of 32 bits"),
+        ("v_mfma_f32_16x16x128_f8f6f4 v[0:3], v[0:7], v[0:7], 0 abid:1", NotImplementedError, "abid:1: modifier"),
         ("v_lshl_add_u64 v[4:5], v[0:1], 0, 0x12345", NotImplementedError, "a literal of 64 bits"),
         ("v_mov_b32_dpp v3, v1 quad_perm:[1,0,3,2] row_mask:0x5 bank_mask:0xf", NotImplementedError, ": DPP"),
         ("buffer_load_dword v3, v2, s[4:7], 0 idxen", NotImplementedError, "idxen: modifier"),
@@ -571,6 +574,7 @@ def test_what_is_wrong_or_unknown_is_said(body, error, message):
 def test_modes_and_launches_that_are_not_modelled_are_refused(monkeypatch):
     for old, new in (
         ("denorm_mode_32 3", "denorm_mode_32 0"),
+        ("denorm_mode_16_64 3", "denorm_mode_16_64 0"),
         ("ieee_mode 1", "ieee_mode 0"),
         ("group_info 0", "group_info 1"),
     ):

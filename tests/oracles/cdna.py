@@ -114,6 +114,7 @@ class Machine:
     def _check_modes(self) -> None:
         """MODE at the start: only what is modelled."""
         wanted = {"float_round_mode_32": 0, "float_denorm_mode_32": 3, "ieee_mode": 1, "dx10_clamp": 1, "tg_split": 0}
+        wanted |= {"float_round_mode_16_64": 0, "float_denorm_mode_16_64": 3}
         wanted |= {"enable_private_segment": 0, "system_sgpr_workgroup_info": 0}
         wanted |= {"user_sgpr_private_segment_size": 0, "user_sgpr_kernarg_segment_ptr": 1}
         for name, value in wanted.items():
@@ -136,6 +137,8 @@ class Machine:
         self.scalars[at], self.scalars[at + 1] = KERNARG, 0
         at += 2 + 2 * self.descriptor["user_sgpr_dispatch_id"]
         loaded = self.descriptor.get("user_sgpr_kernarg_preload_length", 0)
+        if self.descriptor.get("user_sgpr_kernarg_preload_offset", 0):
+            raise NotImplementedError("arguments that are preloaded from the second on")
         if loaded:
             self.scalars[at : at + loaded] = self.kernarg[: 4 * loaded].view(U32)[:, None]
             self.pc[:] = self.program.preloaded_entry

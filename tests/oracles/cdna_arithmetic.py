@@ -309,7 +309,10 @@ def _signed_overflow(compute: Callable) -> Callable:
 
 def _scalar_field(a, spec):
     """S_BFE: offset in bits 4:0, width in bits 22:16."""
-    return _field(a, spec & U32(31), (spec >> U32(16)) & U32(0x7F))
+    width = (spec >> U32(16)) & U32(0x7F)
+    if (width > 31).any():
+        raise NotImplementedError(f"a bit field of {width.max()} bits")
+    return _field(a, spec, width)
 
 
 # The lane of its row that a lane reads, by DPP control and its value; what is below 0 or above 15 is out of bounds.

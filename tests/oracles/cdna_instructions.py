@@ -156,7 +156,11 @@ def _packed(machine: Machine, ins: Instruction) -> None:
 
 
 def _mix(machine: Machine, ins: Instruction) -> None:
-    """V_{FMA,MAD}_MIX_F32, pseudocode: a source is float16 where op_sel_hi says so, of the half that op_sel names."""
+    """V_FMA_MIX_F32 (AMD: V_MAD_MIX_F32), pseudocode: a source is float16 where op_sel_hi says so.
+
+    Of the half that op_sel names. From Vega 20 on it is fused (llvm PR 109873); LLVM's v_mad_mix_f32, which is not, is
+    of older chips.
+    """
     ins.only("op_sel", "op_sel_hi")
     sources = []
     for text, half, is_half in zip(ins.operands[1:], _bits(ins, "op_sel", [0] * 3), _bits(ins, "op_sel_hi", [0] * 3)):
@@ -285,7 +289,7 @@ SPECIAL = {
     "|".join(PACKED_16): _packed_halves,
     r"v_cvt_scalef32_pk_f(16|32)_(fp8|bf8)": _widen,
     r"v_pk_mov_b32": _packed_move,
-    r"v_(fma|mad)_mix_f32": _mix,
+    r"v_fma_mix_f32": _mix,
     r"v_cvt_(scalef32_)?pk_[fb][pf]?8_f32": _convert,
     r"(buffer|global)_(load|store)_[a-z0-9]+": cdna_memory.access,
     r"ds_read(2(st64)?)?_[bu]\d+|ds_write(2(st64)?)?_b\d+|ds_write_b(8|16)_d16_hi": cdna_memory.lds,

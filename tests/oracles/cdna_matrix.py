@@ -70,11 +70,12 @@ def multiply_add(machine, ins, words: Callable) -> np.ndarray:
     rows, k = int(rows), int(k)
     kinds = [kind, kind]
     if kind == "f8f6f4":
-        if machine.program.chip != "gfx950" or not {"cbsz", "blgp"} - set(ins.modifiers) <= {"cbsz", "blgp"}:
+        if machine.program.chip != "gfx950":
             ins.refuse("not of gfx950")
+        ins.only("cbsz", "blgp", *(("op_sel", "op_sel_hi") if scaled else ()))
         kinds = [SMALL.get(ins.modifiers.get(name, "0")) or ins.refuse(name) for name in ("cbsz", "blgp")]
-    elif ins.modifiers:
-        ins.refuse("modifier")
+    else:
+        ins.only()
     size = 1 if kind == "f8f6f4" else 2
     count = rows * k * size // LANES // 4
     runs = 2 if kind == "f8f6f4" else 1
