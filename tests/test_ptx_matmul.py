@@ -6,6 +6,7 @@ Sums are exact here in any order. What is taken on trust is what tensor cores do
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from chipmath import matmul as reference
@@ -15,6 +16,7 @@ from chipmath.matmul_gpu import ROUTE_ARCHS, bf16_scales, fp16_span
 from chipmath.quantize import MXTensor
 from oracles.execute import Launcher
 from oracles.memory import AccessError
+from oracles.ptx import Shared
 from test_matmul_gpu import NAN, seeded, whole_numbers
 
 KERNELS = ("dot_scaled", "fp16_relative", "folded_128")
@@ -148,10 +150,17 @@ def without(pattern, replacement="", count=0):
     return edit
 
 
+FENCE_OF_ONE = """{ .reg .pred only; .reg .b32 who;
+mov.u32 who, %tid.x; setp.eq.b32 only, who, 0; @only fence.proxy.async.shared::cta; }"""
+
+
 @pytest.mark.parametrize(
     ("route", "edit", "message"),
     [
         ("fp16_relative", without(r"fence\.proxy\.async\.shared::cta;"), "no fence.proxy.async has made visible"),
+        ("fp16_relative", without(r"fence\.proxy\.async\.shared::cta;", FENCE_OF_ONE), "no fence.proxy.async has made"),
+        ("fp16_relative", without(r"(fence\S+;\s+)bar\.sync\s+0;", r"\1"), "was written since the last barrier"),
+        ("folded_128", without(r"(cp\.async\.wait_group\s+\d+;\s+)bar\.sync\s+0;", r"\1"), "since the last barrier"),
         ("folded_128", without(r"cp\.async\.wait_group\s+\d+;"), "a copy to it has not been waited for"),
         ("folded_128", without(r"wgmma\.wait_group\.sync\.aligned 0;"), "before its product has been waited for"),
     ],
@@ -161,6 +170,20 @@ def test_code_that_does_not_wait_is_refused(compiled, route, edit, message):
     a, b = whole_numbers(128, 640), whole_numbers(64, 640, seed=3)
     with pytest.raises(ValueError, match=message):
         matmul_gpu.matmul(a, b, route)
+
+
+def test_what_tensor_cores_have_read_is_free_after_a_barrier():
+    """A warp waits for its own part of a product, so another may still be reading."""
+    shared, at = Shared(1, 16), (np.zeros((1, 16), int), np.arange(16)[None])
+    shared.written[:] = True
+    shared.for_tensor_cores(at)
+    with pytest.raises(ValueError, match="written while tensor cores may be reading it"):
+        shared.claim(at, np.array([0]))
+    shared.multiplied_by_now(at)
+    with pytest.raises(ValueError, match="thread 0 overwrites what another read"):
+        shared.claim(at, np.array([0]))
+    shared.barrier(np.array([0]))
+    shared.claim(at, np.array([0]))
 
 
 def test_a_wrong_address_is_seen(compiled):

@@ -371,19 +371,35 @@ class Shared:
         if self.multiplied[at].any():
             raise ValueError("shared memory is written while tensor cores may be reading it")
 
-    def land(self, at, values: np.ndarray) -> None:
-        """The bytes of an asynchronous copy."""
+    def land(self, at, values: np.ndarray, threads: np.ndarray) -> None:
+        """The bytes of asynchronous copies that their threads have waited for; others need a barrier, too."""
         self.bytes[at] = values
         self.in_flight[at] = False
         self.written[at] = True
+        self.writer[at] = threads[:, None]
+
+    def fence(self, machine: Machine, active: np.ndarray) -> None:
+        """fence.proxy.async: tensor cores may read what these threads wrote, or any before the last barrier."""
+        block = np.zeros((len(self.bytes), 1), bool)
+        block[machine.block[active]] = True
+        warp = self._warp(self.writer)
+        own = np.where(self.writer >= 0, active[self.writer], (warp >= 0) & active[32 * warp])
+        self.unfenced &= ~(own | (block & (self.writer == self.NOBODY)))
 
     def for_tensor_cores(self, at) -> np.ndarray:
         """The bytes at an index, which are in use from now on."""
         values = self.arrived(at)
         if self.unfenced[at].any():
             raise ValueError("tensor cores read shared memory that no fence.proxy.async has made visible to them")
+        if (self.writer[at] != self.NOBODY).any():
+            raise ValueError("tensor cores read shared memory that was written since the last barrier")
         np.add.at(self.multiplied, at, 1)
         return values
+
+    def multiplied_by_now(self, at) -> None:
+        """A product has been waited for: but each warp waits for its own, so others may still be reading."""
+        np.subtract.at(self.multiplied, at, 1)
+        self.reader[at] = self.SEVERAL
 
     def load(self, machine: Machine, addresses: np.ndarray, width: int, active: np.ndarray) -> np.ndarray:
         """``width`` bytes from each address."""

@@ -43,8 +43,8 @@ def _copy(machine: Machine, each: Instruction, active: np.ndarray) -> None:
         else:
             left = int(each.operands[0])
             while len(machine.copy_groups) > left:
-                for at, values in machine.copy_groups.pop(0):
-                    machine.shared.land(at, values)
+                for copy in machine.copy_groups.pop(0):
+                    machine.shared.land(*copy)
         return
     if mode != {"async", "shared", "global"} | mode & {"ca", "cg"}:
         raise NotImplementedError(each.text)
@@ -56,15 +56,15 @@ def _copy(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     values = machine.memory.load(machine.address(each.operands[1]), width, active & (size > 0))
     machine.shared.claim(at, threads)
     machine.shared.in_flight[at] = True
-    machine.copies.append((at, values[threads]))
+    machine.copies.append((at, values[threads], threads))
 
 
 @instruction("fence")
 def _fence(machine: Machine, each: Instruction, active: np.ndarray) -> None:
-    """fence.proxy.async: what was stored before may be read by wgmma."""
+    """fence.proxy.async, the only one."""
     if only(each, "proxy", "async", "shared", "cta") != {"proxy", "async", "shared", "cta"}:
         raise NotImplementedError(each.text)
-    machine.shared.unfenced[np.unique(machine.block[active])] = False
+    machine.shared.fence(machine, active)
 
 
 # --- mma.sync ---------------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def _warpgroup(machine: Machine, each: Instruction, active: np.ndarray) -> None:
             for names, reads in machine.product_groups.pop(0):
                 machine.under_way -= set(names)
                 for at in reads:
-                    np.subtract.at(machine.shared.multiplied, at, 1)
+                    machine.shared.multiplied_by_now(at)
     elif what != "fence":
         raise NotImplementedError(each.text)
 
