@@ -264,6 +264,7 @@ ARITHMETIC = [
     ("s_max_i32 s4, 5, 5; s_cselect_b32 s4, 1, 2; v_mov_b32_e32 v3, s4", [0], [1]),  # equal counts for the maximum
     ("s_min_i32 s4, 5, 5; s_cselect_b32 s4, 1, 2; v_mov_b32_e32 v3, s4", [0], [2]),
     ("s_movk_i32 s4, 0x8000; v_mov_b32_e32 v3, s4", [0], [0xFFFF8000]),
+    ("s_mov_b64 s[4:5], 0x7fffffff; v_mov_b32_e32 v3, s5", [0], [0]),
     ("s_ashr_i32 s4, -8, 1; v_mov_b32_e32 v3, s4", [0], [ONES - 3]),
     ("s_lshl_b64 s[4:5], -1, 40; v_mov_b32_e32 v3, s5", [0], [0xFFFFFF00]),
     ("v_readfirstlane_b32 s4, v1; v_mov_b32_e32 v3, s4", [5, 6], [5, 5]),
@@ -533,6 +534,9 @@ def test_a_branch_over_lanes_that_are_not_active():
     body += "v_mov_b32_e32 v3, v1\n.L:\n s_or_b64 exec, exec, s[4:5]"
     assert results(body, [0, 1, 2, 3]) == [0, 1, 5, 5]
     assert results(body, [7] * 64) == [5] * 64
+    others = "v_mov_b32_e32 v3, 5; s_mov_b64 s[6:7], 6; s_mov_b64 exec, 3; s_andn2_saveexec_b64 s[4:5], s[6:7]; "
+    others += "v_mov_b32_e32 v3, v1; s_mov_b64 exec, -1; v_writelane_b32 v3, s4, 3"
+    assert results(others, [10, 11, 12, 13, 14]) == [5, 5, 12, 3, 5]
 
 
 @pytest.mark.parametrize(
@@ -550,7 +554,7 @@ def test_a_branch_over_lanes_that_are_not_active():
         ("v_add_u32_e64 v3, -v1, v1", NotImplementedError, "a float modifier on an integer"),
         ("s_bfe_u32 s4, s0, 0x200000", NotImplementedError, "a bit field of 32 bits"),
         ("v_mfma_f32_16x16x128_f8f6f4 v[0:3], v[0:7], v[0:7], 0 abid:1", NotImplementedError, "abid:1: modifier"),
-        ("v_lshl_add_u64 v[4:5], v[0:1], 0, 0x12345", NotImplementedError, "a literal of 64 bits"),
+        ("s_mov_b64 s[4:5], 0x80000000", NotImplementedError, "a literal of 64 bits"),
         ("v_mov_b32_dpp v3, v1 quad_perm:[1,0,3,2] row_mask:0x5 bank_mask:0xf", NotImplementedError, ": DPP"),
         ("buffer_load_dword v3, v2, s[4:7], 0 idxen", NotImplementedError, "idxen: modifier"),
         ("buffer_load_dword v3, off, s[4:7], 0 lds", NotImplementedError, "to LDS"),

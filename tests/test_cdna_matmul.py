@@ -13,6 +13,7 @@ import torch
 from chipmath import ilp, matmul_gpu
 from chipmath.crosscompile import CompilerMissing
 from chipmath.experiments import ilp_sweep, mx_lanes
+from chipmath.experiments.ilp_sweep import Point
 from chipmath.formats import E4M3, E5M2
 from chipmath.matmul import grouped_matmul, matmul
 from chipmath.quantize import MXTensor
@@ -122,24 +123,27 @@ def test_machine_code_decodes_every_code(on, arch, fmt):
     assert torch.equal(got.nan_to_num(), expected.nan_to_num())
 
 
-@pytest.mark.parametrize("name", ["mfma 16x16x128", "mfma_scale 16x16x128"])
-def test_chains_that_are_timed_add_up_what_their_check_expects(name):
-    """ilp_timed.hip as clang compiles it: two groups, three steps; a scale of 2 in A and in B makes it four times."""
+ON_AMD = [(name, source) for name, each in ilp.INSTRUCTIONS.items() if each.arch == "gfx950" for source in each.sources]
+
+
+@pytest.mark.parametrize("chains", [1, 3])
+@pytest.mark.parametrize(("name", "source"), ON_AMD)
+def test_chains_that_are_timed_add_up_what_their_check_expects(name, source, chains):
+    """Two groups, three steps; a scale of 2 in A and in B makes it four times."""
     try:
-        binary = ilp_sweep.compile_chains(name, 2)
+        binary = ilp_sweep.compile_chains(name, chains, source)
     except CompilerMissing as error:
         pytest.skip(str(error))
     instruction, steps, groups = ilp.INSTRUCTIONS[name], 3, 2
-    words, of_a = ilp.operands(name, 2, seed=1)
-    expected = steps * instruction.depth * instruction.columns * of_a
-    assert expected, "sums that zeros would not give"
+    total, count = ilp.operands(name, chains, ilp_sweep.SEED)[1], steps * instruction.depth
     for scales, factor in ((0x7F7F7F7F, 1), (0x80808080, 4 if "scale" in name else 1)):
-        sums = torch.full((groups * instruction.threads,), -1)
-        clocks = torch.zeros(2, groups, dtype=torch.int64)
-        units = torch.full((groups,), -1, dtype=torch.int32)
-        execute(binary, (groups,), [sums, clocks[0], clocks[1], units, words, steps, scales])
-        assert sums.view(-1, 64).sum(1).tolist() == [factor * expected] * (groups * instruction.threads // 64)
-        assert (clocks[1] > clocks[0]).all()
+        arguments = ilp_sweep.launch_arguments(Point(name, source, chains, 1), groups, 0, "cpu")
+        stored = execute(binary, (groups,), [*arguments[:5], steps, scales])
+        assert all((counts == 1).all() for counts in stored[:4])
+        trace = ilp_sweep.trace_of(arguments, groups * instruction.threads)
+        assert ilp.wrong_waves(trace, name, factor * total, count) == 0
+        assert ilp.wrong_waves(trace, name, factor * total, count + 1) > 0
+        assert all(start < stop for start, stop in zip(trace.starts, trace.stops))
 
 
 MISTAKES = {  # edits that a compiler's mistake could be, and what comes of it

@@ -214,7 +214,7 @@ class Machine:
             if count != 1:
                 ins.refuse("a float constant of 64 bits")
             return np.array([op.value], F32).view(U32)[:, None, None]
-        if count == 2 and not -16 <= op.value <= 64:
+        if count == 2 and not -16 <= op.value < 1 << 31:  # whether its sign is extended depends on the instruction
             ins.refuse("a literal of 64 bits")
         return np.array([op.value & (1 << 64) - 1], U64).view(U32)[:count, None, None]
 

@@ -72,7 +72,7 @@ def _setreg(machine: Machine, ins: Instruction) -> None:
 def _getreg(machine: Machine, ins: Instruction) -> None:
     """S_GETREG_B32 of XCC_ID and HW_ID: where a wave runs, which is all the same place."""
     ins.only()
-    if not re.match(r"hwreg\(HW_REG_(XCC|HW)_ID\b", ins.operands[1]):
+    if not re.match(r"hwreg\((HW_REG_XCC_ID|20|HW_REG_HW_ID|4)\b", ins.operands[1]):
         ins.refuse("only XCC_ID and HW_ID")
     machine.put_scalar(ins, ins.operands[0], np.zeros((1, machine.waves), U32), 1)
 
@@ -93,9 +93,11 @@ def _branch(machine: Machine, ins: Instruction) -> None:
 
 
 def _saveexec(machine: Machine, ins: Instruction) -> None:
-    """S_{AND,OR}_SAVEEXEC_B64: EXEC combined with a mask, and what it was."""
+    """S_{AND,OR,ANDN2}_SAVEEXEC_B64: a mask combined with EXEC, and what that was."""
     ins.only()
-    combine = {"s_and_saveexec_b64": np.bitwise_and, "s_or_saveexec_b64": np.bitwise_or}[ins.opcode]
+    combine = {"and": np.bitwise_and, "or": np.bitwise_or, "andn2": lambda mask, old: mask & ~old}[
+        ins.opcode.split("_")[1]
+    ]
     old = machine.scalars[EXEC : EXEC + 2].copy()
     new = combine(machine.registers(ins, ins.operands[1], 2)[..., 0], old)
     machine.put_scalar(ins, ins.operands[0], old, 2)
@@ -280,7 +282,7 @@ SPECIAL = {
     r"s_getreg_b32": _getreg,
     r"s_memtime": _clock,
     r"s_(branch|cbranch_(scc[01]|(vcc|exec)n?z))": _branch,
-    r"s_(and|or)_saveexec_b64": _saveexec,
+    r"s_(and|or|andn2)_saveexec_b64": _saveexec,
     r"s_load_dword(x\d+)?": cdna_memory.scalar_load,
     r"v_read(first)?lane_b32": _read_lane,
     r"v_writelane_b32": _write_lane,
