@@ -16,7 +16,7 @@ from chipmath.experiments.quantizer_code import compile_quantizer
 from chipmath.formats import E4M3, E5M2
 from chipmath.quantize import SCALE_RULES, quantize, to_blocked
 from oracles import ptx
-from oracles.execute import edited, execute
+from oracles.execute import edited, execute, mistake
 from oracles.memory import AccessError, Memory
 from test_quantize_gpu import DIRECTIONS, DTYPES, FORMATS, mixed
 
@@ -110,17 +110,13 @@ def test_many_tiles_in_every_direction():
         assert_bytes(direction, x, E4M3, "ceil", "sm_90", layout)
 
 
-def swapped_converter(text):
-    """The two numbers of the first conversion, in the wrong order."""
-    return re.sub(r"(cvt\.rn\.satfinite\.e4m3x2\.f32\s+\S+), (\S+), (\S+);", r"\1, \3, \2;", text, count=1)
+MISTAKES = {  # the two numbers of a conversion in the wrong order; an exchange of maxima with the wrong lane
+    "swapped": mistake(r"(cvt\.rn\.satfinite\.e4m3x2\.f32\s+\S+), (\S+), (\S+);", r"\1, \3, \2;", count=1),
+    "another lane": mistake(r"(shfl\.sync\.bfly\.b32\s+[^,]+, [^,]+), \d+,", r"\1, 16,", count=1),
+}
 
 
-def another_lane(text):
-    """The first exchange of maxima, with the wrong lane."""
-    return re.sub(r"(shfl\.sync\.bfly\.b32\s+[^,]+, [^,]+), \d+,", r"\1, 16,", text, count=1)
-
-
-@pytest.mark.parametrize("edit", [swapped_converter, another_lane])
+@pytest.mark.parametrize("edit", MISTAKES.values(), ids=MISTAKES)
 def test_wrong_code_would_be_seen(edit):
     pytest.importorskip("triton")
     x = torch.randn(EVEN, generator=torch.Generator().manual_seed(6)).bfloat16()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -73,6 +74,18 @@ def edited(binary: Binary, edit: Callable[[str], str]) -> Binary:
     """The same kernel with other text to execute."""
     text = "ptx" if binary.ptx else "isa"
     return replace(binary, **{text: edit(getattr(binary, text))})
+
+
+def mistake(pattern: str, replacement: str = "", *, count: int = 0) -> Callable[[str], str]:
+    """An edit of the code that a compiler's mistake could be; ValueError where there is nothing to make it in."""
+
+    def edit(text: str) -> str:
+        changed = re.sub(pattern, replacement, text, count=count)
+        if changed == text:  # no AssertionError, which is what a test of a mistake may wait for
+            raise ValueError(f"the code has nothing to make this mistake in: {pattern}")
+        return changed
+
+    return edit
 
 
 KINDS = {torch.float8_e4m3fn: "fp8e4nv", torch.float8_e5m2: "fp8e5", torch.uint8: "u8", torch.int32: "i32"}
