@@ -280,6 +280,13 @@ def test_shared_memory_wants_a_barrier():
         ("cvt.u32.u64 %r4, %rd3;\n ld.global.b32 %r3, [%r4];", AccessError, "of no array"),
         ("sqrt.approx.f32 %r3, %r2;", NotImplementedError, "sqrt.approx.f32 %r3, %r2"),
         ("mul.ftz.f32 %r3, %r2, %r2;", NotImplementedError, "mul.ftz.f32"),
+        ("setp.lt.bf16 %p1, %r2, %r2;", NotImplementedError, "setp.lt.bf16"),
+        ("cvt.rna.tf32.f32 %r3, %r2;", NotImplementedError, "cvt.rna.tf32.f32"),
+        (
+            "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%r4}, {%r2}, {%r2}, {%r2};",
+            NotImplementedError,
+            "f32.tf32.tf32.f32",
+        ),
         ("mad.rn.f32 %r3, %r2, %r2, %r2;", NotImplementedError, "mad.rn.f32"),
         ("ld.volatile.global.b32 %r3, [%rd3];", NotImplementedError, "volatile"),
         ("cvt.rni.s32.f32 %r3, %r2;", NotImplementedError, "cvt.rni"),

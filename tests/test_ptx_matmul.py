@@ -151,7 +151,7 @@ def test_what_tensor_cores_have_read_is_free_after_a_barrier():
     shared.for_tensor_cores(at)
     with pytest.raises(ValueError, match="written while tensor cores may be reading it"):
         shared.claim(at, np.array([0]))
-    shared.multiplied_by_now(at)
+    shared.product_done(at)
     with pytest.raises(ValueError, match="thread 0 overwrites what another read"):
         shared.claim(at, np.array([0]))
     shared.barrier(np.array([0]))

@@ -85,6 +85,13 @@ class Instruction:
         """The types among the modifiers."""
         return [each for each in self.modifiers if each in TYPES]
 
+    @property
+    def kind(self) -> str:
+        """The one type among the modifiers; NotImplementedError where there is none, or more."""
+        if len(self.kinds) != 1:
+            raise NotImplementedError(self.text)
+        return self.kinds[0]
+
 
 @dataclass(frozen=True)
 class Program:
@@ -396,7 +403,7 @@ class Shared:
         np.add.at(self.multiplied, at, 1)
         return values
 
-    def multiplied_by_now(self, at) -> None:
+    def product_done(self, at) -> None:
         """A product has been waited for: but each warp waits for its own, so others may still be reading."""
         np.subtract.at(self.multiplied, at, 1)
         self.reader[at] = self.SEVERAL
@@ -473,7 +480,7 @@ def simple(function: Callable, *known: str):
         if not each.kinds:
             return halves(function, machine, each, active)
         only(each, *known)
-        (kind,) = each.kinds
+        kind = each.kind
         values = [machine.read(operand, kind) for operand in each.operands[1:]]
         return machine.write(each.operands[0], canonical(function(*values)), active)
 
@@ -531,7 +538,7 @@ def _multiply(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     if not each.kinds:
         return halves(np.multiply, machine, each, active)
     mode = only(each, "lo", "hi", "wide", "rn")
-    (kind,) = each.kinds
+    kind = each.kind
     a, b = (machine.read(operand, kind) for operand in each.operands[1:3])
     if a.dtype.kind == "f" or "lo" in mode:
         product = a * b
@@ -563,7 +570,7 @@ def _extreme(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     if each.modifiers == ("u16x2",):
         return halves(np.maximum if each.base == "max" else np.minimum, machine, each, active)
     mode = only(each, "NaN")
-    (kind,) = each.kinds
+    kind = each.kind
     first, *others = (machine.read(operand, kind) for operand in each.operands[1:])
     for other in others:
         less = (first < other) | ((first == other) & np.signbit(first)) if first.dtype.kind == "f" else first < other
@@ -581,7 +588,7 @@ def _extreme(machine: Machine, each: Instruction, active: np.ndarray) -> None:
 def _divide(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     """Towards zero; the remainder has the dividend's sign."""
     only(each)
-    (kind,) = each.kinds
+    kind = each.kind
     if kind not in ("s32", "u32"):
         raise NotImplementedError(each.text)
     a, b = (machine.read(operand, kind).astype(np.int64) for operand in each.operands[1:])
@@ -596,7 +603,7 @@ def _divide(machine: Machine, each: Instruction, active: np.ndarray) -> None:
 def _shift(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     """Amounts beyond the width are clamped to it."""
     only(each)
-    (kind,) = each.kinds
+    kind = each.kind
     value, amount = machine.read(each.operands[1], kind), machine.read(each.operands[2], "u32")
     bits = 8 * value.itemsize
     if each.base == "shl":
@@ -611,7 +618,7 @@ def _shift(machine: Machine, each: Instruction, active: np.ndarray) -> None:
 def _extract(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     """Bits from position b on, c of them; .s32 extends the sign. Only what lies within 32 bits."""
     only(each)
-    (kind,) = each.kinds
+    kind = each.kind
     value = machine.read(each.operands[1], kind)
     start, length = (machine.read(operand, "u32").astype(np.int64) for operand in each.operands[2:])
     if kind not in ("u32", "s32") or (start + length > 32).any() or (length == 0).any():
@@ -653,7 +660,7 @@ def _any_logic(machine: Machine, each: Instruction, active: np.ndarray) -> None:
 @instruction("selp")
 def _select(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     only(each)
-    (kind,) = each.kinds
+    kind = each.kind
     a, b = (machine.read(operand, kind) for operand in each.operands[1:3])
     machine.write(each.operands[0], np.where(machine.predicate(each.operands[3]), a, b), active)
 
@@ -665,7 +672,7 @@ ORDERED |= {"ge": np.greater_equal, "lo": np.less, "ls": np.less_equal, "hi": np
 @instruction("setp")
 def _compare(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     """Of floats, a plain comparison with NaN is false, and one with u (unordered) in front is true."""
-    (kind,) = each.kinds
+    kind = each.kind
     (name,) = only(each, *ORDERED, "num", "nan", *(f"{unordered}u" for unordered in ORDERED))
     a, b = (machine.read(operand, kind) for operand in each.operands[1:])
     if a.dtype.kind == "f":
@@ -683,7 +690,7 @@ def _compare(machine: Machine, each: Instruction, active: np.ndarray) -> None:
 def _move(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     """Also packs ``{low, high}`` into a register and takes it apart; cvta changes nothing, as there is one space."""
     only(each, "to", "global", "shared")
-    (kind,) = each.kinds
+    kind = each.kind
     target, source = each.operands
     if source.startswith("{"):
         names = parts(source)
@@ -712,6 +719,8 @@ def _convert(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     packed = [name for name in each.modifiers if name in PACKED]
     if packed:
         return PACKED[packed[0]](machine, each, active)
+    if len(each.kinds) != 2:
+        raise NotImplementedError(each.text)
     target, source = each.kinds
     value = machine.read(each.operands[1], source)
     if value.dtype.kind == "f" and TYPES[target].kind != "f":
@@ -788,7 +797,7 @@ PACKED = {"e4m3x2": _packed("e4m3"), "e5m2x2": _packed("e5m2"), "bf16": _to_bflo
 @instruction("ld", "st")
 def _transfer(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     spaces = only(each, "global", "shared", "param", "v2", "v4", *NO_EFFECT) - NO_EFFECT
-    (kind,) = each.kinds
+    kind = each.kind
     width, vector = TYPES[kind].itemsize, {"v2": 2, "v4": 4}.get(next(iter(spaces & {"v2", "v4"}), ""), 1)
     register, place = each.operands if each.base == "ld" else each.operands[::-1]
     names = parts(register)
@@ -817,7 +826,7 @@ def _transfer(machine: Machine, each: Instruction, active: np.ndarray) -> None:
 def _atomic(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     """One thread after another, by number; each gets what was there before it."""
     (operation,) = only(each, "global", "add", "max") - {"global"}
-    (kind,) = each.kinds
+    kind = each.kind
     addresses, given = machine.address(each.operands[1]), machine.read(each.operands[2], kind)
     before = np.zeros_like(given)
     for thread in np.flatnonzero(active):

@@ -89,9 +89,12 @@ def _matrices(machine: Machine, each: Instruction, active: np.ndarray) -> None:
 @instruction("mma")
 def _warp_product(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     """mma.sync m16n8k16 and m16n8k32, row times column, float32 sums; with .block_scale, E8M0 scales of 32 along K."""
-    found = re.search(r"m16n8k(\d+)\.row\.col\.(kind::mxf8f6f4\.block_scale\.scale_vec::1X\.)?f32\.(\w+)\.(\w+)\.f32"
-                      r"(\.ue8m0)?\s", each.text)  # fmt: skip
-    if found is None or not each.text.split("mma.sync.aligned.")[1].startswith("m16n8k"):
+    found = re.search(
+        r"mma\.sync\.aligned\.m16n8k(\d+)\.row\.col\.(kind::mxf8f6f4\.block_scale\.scale_vec::1X\.)?"
+        r"f32\.(\w+)\.(\w+)\.f32(\.ue8m0)?\s",
+        each.text,
+    )
+    if found is None or not {found[3], found[4]} <= set(BYTES):
         raise NotImplementedError(each.text)
     k, a_format, b_format = int(found[1]), found[3], found[4]
     _whole(machine, each, active, 32)
@@ -153,7 +156,7 @@ def _warpgroup(machine: Machine, each: Instruction, active: np.ndarray) -> None:
             for names, reads in machine.product_groups.pop(0):
                 machine.under_way -= set(names)
                 for at in reads:
-                    machine.shared.multiplied_by_now(at)
+                    machine.shared.product_done(at)
     elif what != "fence":
         raise NotImplementedError(each.text)
 
@@ -164,7 +167,7 @@ def _warpgroup_product(machine: Machine, each: Instruction, active: np.ndarray) 
     The sum is formed at once, but nobody may look at D, nor write where A and B are, before the group is waited for.
     """
     found = re.search(r"mma_async\.sync\.aligned\.m64n(\d+)k(\d+)\.f32\.(\w+)\.(\w+)\s", each.text)
-    if found is None:
+    if found is None or not {found[3], found[4]} <= set(BYTES):
         raise NotImplementedError(each.text)
     n, k, a_format, b_format = int(found[1]), int(found[2]), found[3], found[4]
     d_names, a_operand, b_operand, keep, *signs = (*each.operands,)
