@@ -55,7 +55,7 @@ class Instruction:
         return (own, "Gluon") if self.gluon else (own,)
 
     @property
-    def flop_per_clock_at_most(self) -> float | None:
+    def flop_per_clock_at_most(self) -> float:
         """Of the whole unit, at the data sheet's rate; FFMA: one a lane and clock (H100 white paper: 128 an SM)."""
         return 2.0 * 128 if self.rate is None else DEVICES[self.arch].matrix_rates[self.rate]
 
