@@ -23,10 +23,9 @@ from __future__ import annotations
 import numpy as np
 from oracles.cdna_arithmetic import DPP, DTYPES, F32, I32, SCALAR, U32, U64, VECTOR, Operation, as_words
 from oracles.cdna_instructions import special
-from oracles.cdna_text import EXEC, HazardError, Instruction, Operand, Program, operand, parse
+from oracles.cdna_text import EXEC, LANES, HazardError, Instruction, Operand, Program, operand, parse
 from oracles.memory import Memory
 
-LANES = 64
 SGPRS = 128
 KERNARG = 1 << 20  # where the kernel's arguments lie, far below every array
 

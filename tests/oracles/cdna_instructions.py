@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from oracles import cdna_matrix, cdna_memory
 from oracles.cdna_arithmetic import F32, PACKED_16, U32, VECTOR, as_words, convert
-from oracles.cdna_text import EXEC, VCC, HazardError, Instruction, operand
+from oracles.cdna_text import EXEC, LANES, VCC, HazardError, Instruction, operand
 
 if TYPE_CHECKING:
     from oracles.cdna import Machine
-
-LANES = 64
 
 
 def _bits(ins: Instruction, name: str, default: list[int]) -> list[int]:

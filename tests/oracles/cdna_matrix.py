@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import numpy as np
 from oracles.cdna_arithmetic import F32, U32
+from oracles.cdna_text import LANES
 from oracles.floats import E4M3_CODES, E5M2_CODES, from_bfloat16
 
-LANES = 64
 OPCODE = re.compile(r"v_mfma_(scale_)?f32_(16|32)x\2x(\d+)_(f8f6f4|bf16|f16)")
 SMALL = {"0": "fp8", "1": "bf8"}  # CBSZ and BLGP, of the formats of 8 bits
 
