@@ -1,4 +1,4 @@
-"""Shared by all tests: where the book is, and a toy book that uses the real configuration and extension."""
+"""Shared by all tests: where the book is, a toy book that uses the real configuration, products that run compiled."""
 
 import shutil
 import subprocess
@@ -75,3 +75,26 @@ def pytest_collection_modifyitems(items):
     """Long files first; within a file, the order stays."""
     places = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """``compiled(arch)``: from here on, products of CPU tensors execute the code that is compiled for a chip.
+
+    It returns the launchers of the kernels, by name; ``edit`` changes the code.
+    """
+    pytest.importorskip("triton")
+    from chipmath import matmul_gpu, matmul_kernels
+    from oracles.execute import Launcher
+
+    names = ("dot_scaled", "fp16_relative", "folded_128", "dequantize")
+    kernels = {name: getattr(matmul_kernels, name) for name in names}
+
+    def use(arch, edit=str):
+        monkeypatch.setattr(matmul_gpu, "_arch", lambda where: arch)
+        launchers = {name: Launcher(kernel, arch, edit) for name, kernel in kernels.items()}
+        for name, launcher in launchers.items():
+            monkeypatch.setattr(matmul_kernels, name, launcher)
+        return launchers
+
+    return use

@@ -5,7 +5,6 @@ added up: C must be the reference's, bit for bit. What is left to trust is that 
 """
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -13,38 +12,19 @@ import torch
 from chipmath import ilp, matmul_gpu
 from chipmath.crosscompile import CompilerMissing
 from chipmath.experiments import ilp_sweep, mx_lanes
+from chipmath.experiments.ilp_sweep import Point
 from chipmath.formats import E4M3, E5M2
 from chipmath.matmul import grouped_matmul, matmul
 from chipmath.quantize import MXTensor
 from oracles import cdna, cdna_matrix
-from oracles.execute import Launcher, execute
-from test_ptx_matmul import one_hot
+from oracles.execute import execute, mistake
+from test_matmul_gpu import whole_numbers
+from test_ptx_matmul import codes_alone
 
 
-@pytest.fixture
-def on(monkeypatch):
-    """``on(arch)``: from here on, products of CPU tensors run the code that is compiled for a chip."""
-    pytest.importorskip("triton")
-    from chipmath import matmul_kernels
-
-    launchers = {}
-
-    def use(arch, edit=str):
-        monkeypatch.setattr(matmul_gpu, "_arch", lambda where: arch)
-        for name in ("dot_scaled", "fp16_relative", "folded_128", "dequantize"):
-            launchers[name] = Launcher(getattr(matmul_kernels, name), arch, edit)
-            monkeypatch.setattr(matmul_kernels, name, launchers[name])
-        return launchers
-
-    return use
-
-
-def operand(rows, k, fmt=E4M3, groups=(), seed=0):
+def operand(*shape, fmt=E4M3, seed=0):
     """Integers up to 8, scales from 1/4 to 4."""
-    draw = torch.Generator().manual_seed(seed)
-    elements = fmt.encode(torch.randint(-8, 9, (*groups, rows, k), generator=draw).float())
-    scales = torch.randint(125, 130, (*groups, rows, k // 32), generator=draw).to(torch.uint8)
-    return MXTensor(elements, scales, fmt, -1, 32)
+    return whole_numbers(*shape, exponents=(-2, 3), seed=seed, fmt=fmt)
 
 
 ROUTES = [("gfx950", "dot_scaled"), ("gfx950", "fp16_relative"), ("gfx950", "folded_128")]
@@ -52,9 +32,9 @@ ROUTES += [("gfx942", "dot_scaled"), ("gfx942", "fp16_relative")]
 
 
 @pytest.mark.parametrize(("arch", "route"), ROUTES)
-def test_machine_code_multiplies_as_the_reference(on, arch, route):
+def test_machine_code_multiplies_as_the_reference(compiled, arch, route):
     """Two tiles of columns, three steps of K, and edges in both directions."""
-    kernel = on(arch)[route]
+    kernel = compiled(arch)[route]
     a, b = operand(100, 384, seed=1), operand(176, 384, seed=2)
     assert torch.equal(matmul_gpu.matmul(a, b, route), matmul(a, b))
     assert (kernel.stores.pop("c") == 1).all()
@@ -66,19 +46,15 @@ LONG = [pytest.param(*case, marks=pytest.mark.slow if case[0] == "gfx942" else [
 
 @pytest.mark.parametrize("fmt", [E4M3, E5M2], ids=str)
 @pytest.mark.parametrize(("arch", "route"), LONG)
-def test_every_code_comes_through(on, arch, route, fmt):
-    """A code alone in its row, times 1, -1 and 2."""
-    on(arch)
-    elements = one_hot(fmt)
-    a = MXTensor(elements, torch.full((len(elements), 4), 127, dtype=torch.uint8), fmt, -1, 32)
-    ones = torch.ones(128)
-    b = MXTensor(E4M3.encode(torch.stack([ones, -ones, 2 * ones])), torch.full((3, 4), 127).byte(), E4M3, -1, 32)
+def test_every_code_comes_through(compiled, arch, route, fmt):
+    compiled(arch)
+    a, b = codes_alone(fmt)
     assert torch.equal(matmul_gpu.matmul(a, b, route), matmul(a, b))
 
 
-def test_every_scale_byte_is_what_e8m0_says(on):
+def test_every_scale_byte_is_what_e8m0_says(compiled):
     """gfx950's matrix instructions take all 256, NaN and the subnormal 2**-127 too."""
-    on("gfx950")
+    compiled("gfx950")
     alone = torch.zeros(256, 128, dtype=torch.uint8)
     alone[torch.arange(256), torch.arange(256) % 128] = E4M3.encode(torch.tensor(1.0))
     a = MXTensor(alone, torch.arange(256).byte()[:, None].expand(256, 4).contiguous(), E4M3, -1, 32)
@@ -88,20 +64,20 @@ def test_every_scale_byte_is_what_e8m0_says(on):
     assert got[255].isnan().all()
 
 
-def test_formats_that_differ_and_a_k_that_no_step_divides(on):
-    on("gfx950")
-    a, b = operand(32, 160, E5M2, seed=3), operand(64, 160, E4M3, seed=4)
+def test_formats_that_differ_and_a_k_that_no_step_divides(compiled):
+    compiled("gfx950")
+    a, b = operand(32, 160, fmt=E5M2, seed=3), operand(64, 160, seed=4)
     assert torch.equal(matmul_gpu.matmul(a, b, "dot_scaled"), matmul(a, b))
 
 
-def test_groups_of_rows(on):
-    on("gfx950")
-    a, b, sizes = operand(170, 128, seed=5), operand(96, 128, groups=(3,), seed=6), [40, 0, 130]
+def test_groups_of_rows(compiled):
+    compiled("gfx950")
+    a, b, sizes = operand(170, 128, seed=5), operand(3, 96, 128, seed=6), [40, 0, 130]
     assert torch.equal(matmul_gpu.grouped_matmul(a, b, sizes, "dot_scaled"), grouped_matmul(a, b, sizes))
 
 
-def test_nan_reaches_its_row_or_column_and_no_other(on):
-    on("gfx950")
+def test_nan_reaches_its_row_or_column_and_no_other(compiled):
+    compiled("gfx950")
     a, b = operand(40, 256, seed=7), operand(33, 256, seed=8)
     a.scales[5, 3], b.elements[7, 200] = 0xFF, 0x7F
     got, expected = matmul_gpu.matmul(a, b, "dot_scaled"), matmul(a, b)
@@ -112,9 +88,9 @@ def test_nan_reaches_its_row_or_column_and_no_other(on):
 
 @pytest.mark.parametrize("fmt", [E4M3, E5M2], ids=str)
 @pytest.mark.parametrize("arch", ["gfx950", "gfx942"])
-def test_machine_code_decodes_every_code(on, arch, fmt):
+def test_machine_code_decodes_every_code(compiled, arch, fmt):
     """`matmul_gpu.dequantize`, whose last program is only partly filled."""
-    on(arch)
+    compiled(arch)
     codes = torch.arange(256, dtype=torch.uint8).repeat(33).view(33, 256)
     mx = MXTensor(codes, torch.arange(60, 60 + 33 * 4, dtype=torch.uint8)[: 33 * 8].repeat(2).view(33, 8), fmt, -1, 32)
     got, expected = matmul_gpu.dequantize(mx), mx.dequantize(torch.bfloat16)
@@ -122,45 +98,46 @@ def test_machine_code_decodes_every_code(on, arch, fmt):
     assert torch.equal(got.nan_to_num(), expected.nan_to_num())
 
 
-@pytest.mark.parametrize("name", ["mfma 16x16x128", "mfma_scale 16x16x128"])
-def test_chains_that_are_timed_add_up_what_their_check_expects(name):
-    """ilp_timed.hip as clang compiles it: two groups, three steps; a scale of 2 in A and in B makes it four times."""
+ON_AMD = [(name, source) for name, each in ilp.INSTRUCTIONS.items() if each.arch == "gfx950" for source in each.sources]
+
+
+@pytest.mark.parametrize("chains", [1, 3])
+@pytest.mark.parametrize(("name", "source"), ON_AMD)
+def test_chains_that_are_timed_add_up_what_their_check_expects(name, source, chains):
+    """Two groups, three steps; a scale of 2 in A and in B makes it four times."""
     try:
-        binary = ilp_sweep.compile_chains(name, 2)
+        binary = ilp_sweep.compile_chains(name, chains, source)
     except CompilerMissing as error:
         pytest.skip(str(error))
     instruction, steps, groups = ilp.INSTRUCTIONS[name], 3, 2
-    words, of_a = ilp.operands(name, 2, seed=1)
-    expected = steps * instruction.depth * instruction.columns * of_a
-    assert expected, "sums that zeros would not give"
+    total, count = ilp.operands(name, chains, ilp_sweep.SEED)[1], steps * instruction.depth
     for scales, factor in ((0x7F7F7F7F, 1), (0x80808080, 4 if "scale" in name else 1)):
-        sums = torch.full((groups * instruction.threads,), -1)
-        clocks = torch.zeros(2, groups, dtype=torch.int64)
-        units = torch.full((groups,), -1, dtype=torch.int32)
-        execute(binary, (groups,), [sums, clocks[0], clocks[1], units, words, steps, scales])
-        assert sums.view(-1, 64).sum(1).tolist() == [factor * expected] * (groups * instruction.threads // 64)
-        assert (clocks[1] > clocks[0]).all()
+        arguments = ilp_sweep.launch_arguments(Point(name, source, chains, 1), groups, 0, "cpu")
+        stored = execute(binary, (groups,), [*arguments[:5], steps, scales])
+        assert all((counts == 1).all() for counts in stored[:4])
+        trace = ilp_sweep.trace_of(arguments, groups * instruction.threads)
+        assert ilp.wrong_waves(trace, name, factor * total, count) == 0
+        assert ilp.wrong_waves(trace, name, factor * total, count + 1) > 0
+        assert all(start < stop for start, stop in zip(trace.starts, trace.stops))
 
 
-MISTAKES = {  # edits that a compiler's mistake could be, and what comes of it
-    "operands swapped": (r"(v_mfma_scale\S+ \S+,) (v\S+), (v\S+),", r"\1 \3, \2,", AssertionError),
-    "scales swapped": (r"(v_mfma_scale.*\],) (v\d+), (v\d+) ", r"\1 \3, \2 ", AssertionError),
-    "another byte of a scale": (r"op_sel_hi:\[1,0,0\]", "op_sel_hi:[0,0,0]", AssertionError),
-    "another place in LDS": (r"(ds_read_b128 .*) offset:64", r"\1 offset:128", AssertionError),
-    "loads that no wait covers": (r"s_waitcnt vmcnt\(0\) lgkmcnt\(0\)", "s_waitcnt lgkmcnt(0)", cdna.HazardError),
-    "no barrier": (r"s_barrier", "s_nop 0", cdna.HazardError),
+MISTAKES = {  # and what comes of it
+    "operands swapped": (mistake(r"(v_mfma_scale\S+ \S+,) (v\S+), (v\S+),", r"\1 \3, \2,"), AssertionError),
+    "scales swapped": (mistake(r"(v_mfma_scale.*\],) (v\d+), (v\d+) ", r"\1 \3, \2 "), AssertionError),
+    "another byte of a scale": (mistake(r"op_sel_hi:\[1,0,0\]", "op_sel_hi:[0,0,0]"), AssertionError),
+    "another place in LDS": (mistake(r"(ds_read_b128 .*) offset:64", r"\1 offset:128"), AssertionError),
+    "loads that no wait covers": (
+        mistake(r"s_waitcnt vmcnt\(0\) lgkmcnt\(0\)", "s_waitcnt lgkmcnt(0)"),
+        cdna.HazardError,
+    ),
+    "no barrier": (mistake(r"s_barrier", "s_nop 0"), cdna.HazardError),
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_wrong_code_would_be_seen(on, mistake):
-    pattern, replacement, error = MISTAKES[mistake]
-
-    def edit(text):
-        assert re.search(pattern, text), "code in which this mistake can be made"
-        return re.sub(pattern, replacement, text)
-
-    on("gfx950", edit=edit)
+@pytest.mark.parametrize("wrong", MISTAKES)
+def test_wrong_code_would_be_seen(compiled, wrong):
+    edit, error = MISTAKES[wrong]
+    compiled("gfx950", edit)
     a, b = operand(128, 256, seed=9), operand(128, 256, seed=10)
     with pytest.raises(error):
         assert torch.equal(matmul_gpu.matmul(a, b, "dot_scaled"), matmul(a, b))

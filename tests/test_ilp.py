@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import re
-import types
 from collections import Counter
 from types import SimpleNamespace
 
@@ -232,62 +231,6 @@ def test_too_many_or_no_chains_are_refused(name, chains):
 def test_a_language_that_an_instruction_is_not_written_in_is_refused():
     with pytest.raises(ValueError, match="mfma 16x16x128 is written in HIP, not in 'Gluon'"):
         ilp_sweep.compile_chains("mfma 16x16x128", 1, "Gluon")
-
-
-# What mfma_scale computes; tests/test_ptx_experiments.py executes the kernels for NVIDIA
-
-
-class Pointer:
-    """A flat tensor and where in it."""
-
-    def __init__(self, memory, at=0):
-        self.memory, self.at = memory, at
-
-    def __add__(self, more):
-        return Pointer(self.memory, self.at + more)
-
-
-def gluon_names(program):
-    """Gluon's names as mfma_scale uses them, with torch's tensors and no layouts; the clock stands still."""
-
-    def store(pointer, values):
-        pointer.memory[pointer.at] = values
-
-    def scaled(a, a_scale, a_format, b, b_scale, b_format, c):
-        return a @ b * 2.0 ** (float(a_scale[0, 0]) - 127) * 2.0 ** (float(b_scale[0, 0]) - 127) + c
-
-    gl = SimpleNamespace(
-        **{name: getattr(torch, name) for name in ("float32", "int64", "int32", "uint8")},
-        **{"SliceLayout": lambda *a: None, "DotOperandLayout": lambda *a: None, "static_range": range, "store": store},
-        arange=lambda start, end, layout: torch.arange(start, end),
-        load=lambda pointer: pointer.memory[pointer.at],
-        zeros=lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
-        full=lambda shape, value, dtype, layout: torch.full(shape, value & 255, dtype=dtype),
-        inline_asm_elementwise=lambda text, constraints, arguments, **options: arguments[0] if arguments else 0,
-        program_id=lambda axis: program,
-    )
-    cdna4 = SimpleNamespace(mfma_scaled=scaled, get_mfma_scale_layout=lambda *a: None)
-    return {"gl": gl, "cdna4": cdna4, "debug_barrier": lambda: None, "WAVES": 4, "_mfma_layout": lambda: None}
-
-
-@pytest.mark.parametrize("chains", [1, 3])
-def test_the_source_of_mfma_scale_gives_every_wave_its_sum(chains):
-    """Python's own meaning of the kernel: its addresses. No emulator of ours executes CDNA code."""
-    pytest.importorskip("triton")
-    from chipmath import ilp_gluon
-
-    name, steps, programs = "mfma_scale 16x16x128", 3, 2
-    arguments = ilp_sweep.launch_arguments(Point(name, "Gluon", chains, 1), programs, 0, "cpu")
-    pointers = [Pointer(tensor) for tensor in arguments[:4]]
-    elements, depth = Pointer(E4M3.decode(arguments[4].view(torch.uint8))), INSTRUCTIONS[name].depth
-    for program in range(programs):
-        names = gluon_names(program)
-        for function in ("_now", "_unit", "_pinned", "_timed", "_report", "_places", "_step_mfma_scale"):
-            names[function] = types.FunctionType(getattr(ilp_gluon, function).fn.__code__, names)
-        kernel = types.FunctionType(ilp_gluon.mfma_scale.fn.__code__, names)
-        kernel(*pointers, elements, steps, *arguments[6:], chains, depth)
-    trace = ilp_sweep.trace_of(arguments, programs * INSTRUCTIONS[name].threads)
-    assert wrong_waves(trace, name, operands(name, chains, ilp_sweep.SEED)[1], steps * depth) == 0
 
 
 # Launches

@@ -16,7 +16,7 @@ from chipmath.experiments.quantizer_code import compile_quantizer
 from chipmath.formats import E4M3, E5M2
 from chipmath.quantize import SCALE_RULES, quantize, to_blocked
 from oracles import ptx
-from oracles.execute import edited, execute
+from oracles.execute import edited, execute, mistake
 from oracles.memory import AccessError, Memory
 from test_quantize_gpu import DIRECTIONS, DTYPES, FORMATS, mixed
 
@@ -80,10 +80,11 @@ def test_compiled_quantizers_write_the_references_bytes(direction, layout, shape
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_compiled_quantizers_for_every_rule_format_and_dtype(direction, dtype, fmt, rule):
+    """Shapes and scale layouts take turns, as every compilation costs."""
     pytest.importorskip("triton")
-    shapes = (EVEN, MASKED) if SCALE_RULES.index(rule) % 2 else (MASKED, EVEN)
-    for shape, layout in zip(shapes, quantize_gpu.LAYOUTS):
-        assert_bytes(direction, mixed(dtype, shape), fmt, rule, "sm_90", layout)
+    turn = SCALE_RULES.index(rule) + FORMATS.index(fmt) * 2 + DTYPES.index(dtype)
+    shape, layout = list(itertools.product((EVEN, MASKED), quantize_gpu.LAYOUTS))[turn % 4]
+    assert_bytes(direction, mixed(dtype, shape), fmt, rule, "sm_90", layout)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_120"])
@@ -110,17 +111,13 @@ def test_many_tiles_in_every_direction():
         assert_bytes(direction, x, E4M3, "ceil", "sm_90", layout)
 
 
-def swapped_converter(text):
-    """The two numbers of the first conversion, in the wrong order."""
-    return re.sub(r"(cvt\.rn\.satfinite\.e4m3x2\.f32\s+\S+), (\S+), (\S+);", r"\1, \3, \2;", text, count=1)
+MISTAKES = {  # the two numbers of a conversion in the wrong order; an exchange of maxima with the wrong lane
+    "swapped": mistake(r"(cvt\.rn\.satfinite\.e4m3x2\.f32\s+\S+), (\S+), (\S+);", r"\1, \3, \2;", count=1),
+    "another lane": mistake(r"(shfl\.sync\.bfly\.b32\s+[^,]+, [^,]+), \d+,", r"\1, 16,", count=1),
+}
 
 
-def another_lane(text):
-    """The first exchange of maxima, with the wrong lane."""
-    return re.sub(r"(shfl\.sync\.bfly\.b32\s+[^,]+, [^,]+), \d+,", r"\1, 16,", text, count=1)
-
-
-@pytest.mark.parametrize("edit", [swapped_converter, another_lane])
+@pytest.mark.parametrize("edit", MISTAKES.values(), ids=MISTAKES)
 def test_wrong_code_would_be_seen(edit):
     pytest.importorskip("triton")
     x = torch.randn(EVEN, generator=torch.Generator().manual_seed(6)).bfloat16()
@@ -193,6 +190,8 @@ ONES = 0xFFFFFFFF
         # 1 + 2**-23 squared plus 2**-60: the last addend decides which side of the tie it is on
         ("mov.b32 %r4, 0f3F800001;\n fma.rn.f32 %r3, %r2, %r4, 0f21800000;", [0x3F800001], [0x3F800002]),
         ("mov.b32 %r4, 0fBF800000;\n fma.rn.f32 %r3, %r2, %r2, %r4;", [0x3F800801], [0x3A001401]),
+        # (1 + 2**-4) squared is a tie of bfloat16; so far below that float64 loses it, 2**-100 decides
+        ("mov.b32 %r4, 0x0D808D80;\n fma.rn.bf16x2 %r3, %r2, %r2, %r4;", [0x3F883F88], [0x3F913F90]),
     ],
     ids=lambda v: v.split(";")[0] if isinstance(v, str) else "",
 )
@@ -282,6 +281,14 @@ def test_shared_memory_wants_a_barrier():
         ("cvt.u32.u64 %r4, %rd3;\n ld.global.b32 %r3, [%r4];", AccessError, "of no array"),
         ("sqrt.approx.f32 %r3, %r2;", NotImplementedError, "sqrt.approx.f32 %r3, %r2"),
         ("mul.ftz.f32 %r3, %r2, %r2;", NotImplementedError, "mul.ftz.f32"),
+        ("setp.lt.bf16 %p1, %r2, %r2;", NotImplementedError, "setp.lt.bf16"),
+        ("cvt.rna.tf32.f32 %r3, %r2;", NotImplementedError, "cvt.rna.tf32.f32"),
+        (
+            "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%r4}, {%r2}, {%r2}, {%r2};",
+            NotImplementedError,
+            "f32.tf32.tf32.f32",
+        ),
+        ("mad.rn.f32 %r3, %r2, %r2, %r2;", NotImplementedError, "mad.rn.f32"),
         ("ld.volatile.global.b32 %r3, [%rd3];", NotImplementedError, "volatile"),
         ("cvt.rni.s32.f32 %r3, %r2;", NotImplementedError, "cvt.rni"),
     ],

@@ -4,8 +4,7 @@ The emulator's checks come with it: copies that are awaited, fences before tenso
 Sums are exact here in any order. What is taken on trust is what tensor cores do with sums that are not.
 """
 
-import re
-
+import numpy as np
 import pytest
 import torch
 from chipmath import matmul as reference
@@ -13,8 +12,9 @@ from chipmath import matmul_gpu
 from chipmath.formats import E4M3, E5M2, E8M0
 from chipmath.matmul_gpu import ROUTE_ARCHS, bf16_scales, fp16_span
 from chipmath.quantize import MXTensor
-from oracles.execute import Launcher
+from oracles.execute import mistake
 from oracles.memory import AccessError
+from oracles.ptx import Shared
 from test_matmul_gpu import NAN, seeded, whole_numbers
 
 KERNELS = ("dot_scaled", "fp16_relative", "folded_128")
@@ -26,22 +26,6 @@ CASES = [
     if arch in ROUTE_ARCHS[route]
 ]
 ON_H100 = [(arch, route) for arch, route in (case.values for case in CASES) if arch == "sm_90"]
-
-
-@pytest.fixture
-def compiled(monkeypatch):
-    """``compiled(arch)``: from here on, products of CPU tensors run the code that is compiled for a chip."""
-    pytest.importorskip("triton")
-    from chipmath import matmul_kernels
-
-    kernels = {name: getattr(matmul_kernels, name) for name in (*KERNELS, "dequantize")}
-
-    def use(arch, edit=str):
-        monkeypatch.setattr(matmul_gpu, "_arch", lambda where: arch)
-        for name, kernel in kernels.items():
-            monkeypatch.setattr(matmul_kernels, name, Launcher(kernel, arch, edit))
-
-    return use
 
 
 def assert_equal(a, b, route):
@@ -71,25 +55,24 @@ def test_compiled_groups_equal_the_reference(compiled, arch, route):
     assert torch.equal(got, reference.grouped_matmul(a, b, [3, 0, 130]))
 
 
-def one_hot(fmt):
-    """(codes, 128): every finite code alone in its row, at a place of its own."""
+def codes_alone(fmt):
+    """A: every finite code alone in its row, at a place of its own. B: rows of 1, -1 and 2."""
     codes = torch.arange(256, dtype=torch.uint8)
     codes = codes[fmt.decode(codes).isfinite()]
-    elements = torch.zeros(len(codes), 128, dtype=torch.uint8)
-    elements[torch.arange(len(codes)), torch.arange(len(codes)) % 128] = codes
-    return elements
+    elements, number = torch.zeros(len(codes), 128, dtype=torch.uint8), torch.arange(len(codes))
+    elements[number, number % 128] = codes
+    a = MXTensor(elements, torch.full((len(codes), 4), 127, dtype=torch.uint8), fmt, -1, 32)
+    ones = torch.ones(128)
+    b = MXTensor(E4M3.encode(torch.stack([ones, -ones, 2 * ones])), torch.full((3, 4), 127).byte(), E4M3, -1, 32)
+    return a, b
 
 
 @pytest.mark.parametrize("fmt", [E4M3, E5M2], ids=str)
 @pytest.mark.parametrize(("arch", "route"), CASES)
 def test_every_code_comes_through(compiled, arch, route, fmt):
-    """Subnormal ones too, which Triton's interpreter gets wrong for E5M2: a code alone in its row, times 1."""
+    """Subnormal ones too, which Triton's interpreter gets wrong for E5M2."""
     compiled(arch)
-    elements = one_hot(fmt)
-    a = MXTensor(elements, torch.full((len(elements), 4), 127, dtype=torch.uint8), fmt, -1, 32)
-    ones = torch.ones(128)
-    b = MXTensor(E4M3.encode(torch.stack([ones, -ones, 2 * ones])), torch.full((3, 4), 127).byte(), E4M3, -1, 32)
-    assert_equal(a, b, route)
+    assert_equal(*codes_alone(fmt), route)
 
 
 @pytest.mark.parametrize(("arch", "route"), ON_H100)
@@ -139,21 +122,19 @@ def test_one_pass_dequantizes_every_code_at_both_ends(compiled, fmt):
 # --- code that is wrong on purpose ------------------------------------------------------------------------------------
 
 
-def without(pattern, replacement="", count=0):
-    def edit(text):
-        changed = re.sub(pattern, replacement, text, count=count)
-        assert changed != text, f"the code has no {pattern}"
-        return changed
-
-    return edit
+FENCE_OF_ONE = """{ .reg .pred only; .reg .b32 who;
+mov.u32 who, %tid.x; setp.eq.b32 only, who, 0; @only fence.proxy.async.shared::cta; }"""
 
 
 @pytest.mark.parametrize(
     ("route", "edit", "message"),
     [
-        ("fp16_relative", without(r"fence\.proxy\.async\.shared::cta;"), "no fence.proxy.async has made visible"),
-        ("folded_128", without(r"cp\.async\.wait_group\s+\d+;"), "a copy to it has not been waited for"),
-        ("folded_128", without(r"wgmma\.wait_group\.sync\.aligned 0;"), "before its product has been waited for"),
+        ("fp16_relative", mistake(r"fence\.proxy\.async\.shared::cta;"), "no fence.proxy.async has made visible"),
+        ("fp16_relative", mistake(r"fence\.proxy\.async\.shared::cta;", FENCE_OF_ONE), "no fence.proxy.async has made"),
+        ("fp16_relative", mistake(r"(fence\S+;\s+)bar\.sync\s+0;", r"\1"), "was written since the last barrier"),
+        ("folded_128", mistake(r"(cp\.async\.wait_group\s+\d+;\s+)bar\.sync\s+0;", r"\1"), "since the last barrier"),
+        ("folded_128", mistake(r"cp\.async\.wait_group\s+\d+;"), "a copy to it has not been waited for"),
+        ("folded_128", mistake(r"wgmma\.wait_group\.sync\.aligned 0;"), "before its product has been waited for"),
     ],
 )
 def test_code_that_does_not_wait_is_refused(compiled, route, edit, message):
@@ -163,12 +144,26 @@ def test_code_that_does_not_wait_is_refused(compiled, route, edit, message):
         matmul_gpu.matmul(a, b, route)
 
 
+def test_what_tensor_cores_have_read_is_free_after_a_barrier():
+    """A warp waits for its own part of a product, so another may still be reading."""
+    shared, at = Shared(1, 16), (np.zeros((1, 16), int), np.arange(16)[None])
+    shared.written[:] = True
+    shared.for_tensor_cores(at)
+    with pytest.raises(ValueError, match="written while tensor cores may be reading it"):
+        shared.claim(at, np.array([0]))
+    shared.product_done(at)
+    with pytest.raises(ValueError, match="thread 0 overwrites what another read"):
+        shared.claim(at, np.array([0]))
+    shared.barrier(np.array([0]))
+    shared.claim(at, np.array([0]))
+
+
 def test_a_wrong_address_is_seen(compiled):
     """A step of K too short reads elements twice, and one too long leaves the array."""
     a, b = whole_numbers(128, 640), whole_numbers(64, 640, seed=3)
     advance = r"(add\.s64\s+%rd\d+, %rd\d+, )128;"
-    compiled("sm_90", without(advance, r"\g<1>64;", count=1))
+    compiled("sm_90", mistake(advance, r"\g<1>64;", count=1))
     assert not torch.equal(matmul_gpu.matmul(a, b, "folded_128"), reference.matmul(a, b))
-    compiled("sm_90", without(advance, r"\g<1>98304;", count=1))
+    compiled("sm_90", mistake(advance, r"\g<1>98304;", count=1))
     with pytest.raises(AccessError, match="16 bytes at offset"):
         matmul_gpu.matmul(a, b, "folded_128")

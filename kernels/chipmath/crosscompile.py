@@ -445,8 +445,12 @@ def find_clang() -> str:
 
 def find_cuda_tool(name: str) -> str | None:
     """Path of the CUDA toolkit's program ``name``, from PATH, CUDA_HOME or its usual place; None if it is in none."""
-    homes = [home for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
-    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(f"{home}/bin" for home in homes))
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(f"{home}/bin" for home in _cuda_homes()))
+
+
+def _cuda_homes() -> list[str]:
+    """Where a CUDA toolkit may lie that is not in PATH."""
+    return [home for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
 
 
 def _nvdisasm(nvcc: str | None) -> str:
@@ -466,11 +470,11 @@ def _nvdisasm(nvcc: str | None) -> str:
 
 def _libnvrtc() -> Path | None:
     """NVIDIA's run-time compiler, from PyPI's wheels (torch's CUDA builds bring them) or the CUDA toolkit."""
-    homes = [Path(home) for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
     wheels = importlib.util.find_spec("nvidia")
     roots = [Path(root) for root in (wheels.submodule_search_locations if wheels else ())]
     found = [hit for root in roots for hit in sorted(root.glob("*/lib/libnvrtc.so.*"), reverse=True)]
-    return next(iter(found + [hit for home in homes for hit in sorted(home.glob("lib64/libnvrtc.so.*"))]), None)
+    found += [hit for home in _cuda_homes() for hit in sorted(Path(home).glob("lib64/libnvrtc.so.*"))]
+    return next(iter(found), None)
 
 
 # --------------------------------------------------------------------------------------------------- nvcc and NVRTC

@@ -23,10 +23,9 @@ from __future__ import annotations
 import numpy as np
 from oracles.cdna_arithmetic import DPP, DTYPES, F32, I32, SCALAR, U32, U64, VECTOR, Operation, as_words
 from oracles.cdna_instructions import special
-from oracles.cdna_text import EXEC, HazardError, Instruction, Operand, Program, operand, parse
+from oracles.cdna_text import EXEC, LANES, HazardError, Instruction, Operand, Program, operand, parse
 from oracles.memory import Memory
 
-LANES = 64
 SGPRS = 128
 KERNARG = 1 << 20  # where the kernel's arguments lie, far below every array
 
@@ -114,6 +113,7 @@ class Machine:
     def _check_modes(self) -> None:
         """MODE at the start: only what is modelled."""
         wanted = {"float_round_mode_32": 0, "float_denorm_mode_32": 3, "ieee_mode": 1, "dx10_clamp": 1, "tg_split": 0}
+        wanted |= {"float_round_mode_16_64": 0, "float_denorm_mode_16_64": 3}
         wanted |= {"enable_private_segment": 0, "system_sgpr_workgroup_info": 0}
         wanted |= {"user_sgpr_private_segment_size": 0, "user_sgpr_kernarg_segment_ptr": 1}
         for name, value in wanted.items():
@@ -136,6 +136,8 @@ class Machine:
         self.scalars[at], self.scalars[at + 1] = KERNARG, 0
         at += 2 + 2 * self.descriptor["user_sgpr_dispatch_id"]
         loaded = self.descriptor.get("user_sgpr_kernarg_preload_length", 0)
+        if self.descriptor.get("user_sgpr_kernarg_preload_offset", 0):
+            raise NotImplementedError("arguments that are preloaded from the second on")
         if loaded:
             self.scalars[at : at + loaded] = self.kernarg[: 4 * loaded].view(U32)[:, None]
             self.pc[:] = self.program.preloaded_entry
@@ -211,7 +213,7 @@ class Machine:
             if count != 1:
                 ins.refuse("a float constant of 64 bits")
             return np.array([op.value], F32).view(U32)[:, None, None]
-        if count == 2 and not -16 <= op.value <= 64:
+        if count == 2 and not -16 <= op.value < 1 << 31:  # whether its sign is extended depends on the instruction
             ins.refuse("a literal of 64 bits")
         return np.array([op.value & (1 << 64) - 1], U64).view(U32)[:count, None, None]
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from oracles.floats import E4M3, E5M2, magnitudes, multiply_add, nearest_code
 
 QUIET_NAN = 0x7FC00000
 U32, I32, F32, U64, I64 = np.uint32, np.int32, np.float32, np.uint64, np.int64
@@ -62,17 +63,6 @@ def _nan_aware(compute: Callable) -> Callable:
         return result
 
     return wrapped
-
-
-def _fused(a, b, c):
-    """a * b + c, rounded once: the product is exact in float64, and its sum rounded to odd before the last rounding."""
-    product, c = a.astype(float) * b, c.astype(float)
-    total = product + c
-    part = total - product
-    error = (product - (total - part)) + (c - part)
-    even = np.ascontiguousarray(total).view(np.int64) % 2 == 0
-    odd = np.where((error != 0) & even & np.isfinite(total), np.nextafter(total, np.copysign(np.inf, error)), total)
-    return odd.astype(F32)
 
 
 def _smaller(a, b):
@@ -279,7 +269,7 @@ VECTOR = {
     "v_max_f32": _operation("f32 <- f32 f32", _larger),
     "v_max3_f32": _operation("f32 <- f32 f32 f32", lambda a, b, c: _larger(_larger(a, b), c)),
     "v_min3_f32": _operation("f32 <- f32 f32 f32", lambda a, b, c: _smaller(_smaller(a, b), c)),
-    "v_fma_f32": _operation("f32 <- f32 f32 f32", _nan_aware(_fused)),
+    "v_fma_f32": _operation("f32 <- f32 f32 f32", _nan_aware(multiply_add)),
     "v_med3_f32": _operation("f32 <- f32 f32 f32", _median),
     "v_maximum3_f32": _operation("f32 <- f32 f32 f32", _nan_aware(_maximum3)),
 }
@@ -319,7 +309,10 @@ def _signed_overflow(compute: Callable) -> Callable:
 
 def _scalar_field(a, spec):
     """S_BFE: offset in bits 4:0, width in bits 22:16."""
-    return _field(a, spec & U32(31), (spec >> U32(16)) & U32(0x7F))
+    width = (spec >> U32(16)) & U32(0x7F)
+    if (width > 31).any():
+        raise NotImplementedError(f"a bit field of {width.max()} bits")
+    return _field(a, spec, width)
 
 
 # The lane of its row that a lane reads, by DPP control and its value; what is below 0 or above 15 is out of bounds.
@@ -381,21 +374,12 @@ for _name, _kind in itertools.product(("lt", "eq", "le", "gt", "ge", "lg"), ("i3
     SCALAR[f"s_cmp_{_name}_{_kind}"] = _operation(f"scc <- {_kind} {_kind}", COMPARISONS[_name])
 
 
-def _small_floats(mantissa_bits: int, bias: int, codes: int) -> np.ndarray:
-    """The numbers that codes 0, 1, … of an 8-bit format mean, as float64."""
-    code = np.arange(codes)
-    exponent, fraction = code >> mantissa_bits, code & ((1 << mantissa_bits) - 1)
-    subnormal = exponent == 0
-    mantissa = fraction + np.where(subnormal, 0, 1 << mantissa_bits)
-    return np.ldexp(mantissa.astype(float), np.where(subnormal, 1, exponent) - bias - mantissa_bits)
-
-
 # CDNA4 ISA, table 30; CDNA3's formats have no -0: 0x80 is the only NaN (CDNA3 ISA, section 7.2, "FP8 formats").
 SMALL_FLOATS = {
-    ("gfx950", "fp8"): _small_floats(3, 7, 0x7F),
-    ("gfx950", "bf8"): _small_floats(2, 15, 0x7C),
-    ("gfx942", "fp8"): _small_floats(3, 8, 0x80),
-    ("gfx942", "bf8"): _small_floats(2, 16, 0x80),
+    ("gfx950", "fp8"): E4M3,
+    ("gfx950", "bf8"): E5M2,
+    ("gfx942", "fp8"): magnitudes(3, 8, 0x80),
+    ("gfx942", "bf8"): magnitudes(2, 16, 0x80),
 }
 OVERFLOWN = {("gfx950", "fp8"): 0x7F, ("gfx950", "bf8"): 0x7C, ("gfx942", "fp8"): 0x80, ("gfx942", "bf8"): 0x80}
 NAN_CODE = OVERFLOWN | {("gfx950", "bf8"): 0x7E}  # table 30 has 0x7D to 0x7F, and no rule which
@@ -407,13 +391,7 @@ def convert(x: np.ndarray, chip: str, kind: str, saturate: np.ndarray) -> np.nda
     saturate  MODE.FP16_OVFL: what is beyond the largest number, Inf too, becomes that number, not NaN or Inf
     """
     numbers, fnuz = SMALL_FLOATS[chip, kind], chip == "gfx942"
-    magnitude = np.abs(x)
-    with np.errstate(invalid="ignore"):
-        at = np.searchsorted(numbers, magnitude)  # numbers[at - 1] < magnitude <= numbers[at]
-        below, above = numbers[np.maximum(at - 1, 0)], np.append(numbers, 2 * numbers[-1] - numbers[-2])[at]
-        up = magnitude - below > above - magnitude
-        tie = magnitude - below == above - magnitude
-        code = np.where(at == 0, 0, at - 1 + (up | (tie & (at % 2 == 0))))
+    code = nearest_code(numbers, np.abs(x))
     over = (code >= len(numbers)) | np.isinf(x)
     code = np.where(over, np.where(saturate, len(numbers) - 1, OVERFLOWN[chip, kind]), code)
     sign = np.where(np.signbit(x), 0x80, 0)

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from oracles import cdna_matrix, cdna_memory
 from oracles.cdna_arithmetic import F32, PACKED_16, U32, VECTOR, as_words, convert
-from oracles.cdna_text import EXEC, VCC, HazardError, Instruction, operand
+from oracles.cdna_text import EXEC, LANES, VCC, HazardError, Instruction, operand
 
 if TYPE_CHECKING:
     from oracles.cdna import Machine
-
-LANES = 64
 
 
 def _bits(ins: Instruction, name: str, default: list[int]) -> list[int]:
@@ -72,7 +70,7 @@ def _setreg(machine: Machine, ins: Instruction) -> None:
 def _getreg(machine: Machine, ins: Instruction) -> None:
     """S_GETREG_B32 of XCC_ID and HW_ID: where a wave runs, which is all the same place."""
     ins.only()
-    if not re.match(r"hwreg\(HW_REG_(XCC|HW)_ID\b", ins.operands[1]):
+    if not re.match(r"hwreg\((HW_REG_XCC_ID|20|HW_REG_HW_ID|4)\b", ins.operands[1]):
         ins.refuse("only XCC_ID and HW_ID")
     machine.put_scalar(ins, ins.operands[0], np.zeros((1, machine.waves), U32), 1)
 
@@ -93,9 +91,11 @@ def _branch(machine: Machine, ins: Instruction) -> None:
 
 
 def _saveexec(machine: Machine, ins: Instruction) -> None:
-    """S_{AND,OR}_SAVEEXEC_B64: EXEC combined with a mask, and what it was."""
+    """S_{AND,OR,ANDN2}_SAVEEXEC_B64: a mask combined with EXEC, and what that was."""
     ins.only()
-    combine = {"s_and_saveexec_b64": np.bitwise_and, "s_or_saveexec_b64": np.bitwise_or}[ins.opcode]
+    combine = {"and": np.bitwise_and, "or": np.bitwise_or, "andn2": lambda mask, old: mask & ~old}[
+        ins.opcode.split("_")[1]
+    ]
     old = machine.scalars[EXEC : EXEC + 2].copy()
     new = combine(machine.registers(ins, ins.operands[1], 2)[..., 0], old)
     machine.put_scalar(ins, ins.operands[0], old, 2)
@@ -156,7 +156,11 @@ def _packed(machine: Machine, ins: Instruction) -> None:
 
 
 def _mix(machine: Machine, ins: Instruction) -> None:
-    """V_{FMA,MAD}_MIX_F32, pseudocode: a source is float16 where op_sel_hi says so, of the half that op_sel names."""
+    """V_FMA_MIX_F32 (AMD: V_MAD_MIX_F32), pseudocode: a source is float16 where op_sel_hi says so.
+
+    Of the half that op_sel names. From Vega 20 on it is fused (llvm PR 109873); LLVM's v_mad_mix_f32, which is not, is
+    of older chips.
+    """
     ins.only("op_sel", "op_sel_hi")
     sources = []
     for text, half, is_half in zip(ins.operands[1:], _bits(ins, "op_sel", [0] * 3), _bits(ins, "op_sel_hi", [0] * 3)):
@@ -276,7 +280,7 @@ SPECIAL = {
     r"s_getreg_b32": _getreg,
     r"s_memtime": _clock,
     r"s_(branch|cbranch_(scc[01]|(vcc|exec)n?z))": _branch,
-    r"s_(and|or)_saveexec_b64": _saveexec,
+    r"s_(and|or|andn2)_saveexec_b64": _saveexec,
     r"s_load_dword(x\d+)?": cdna_memory.scalar_load,
     r"v_read(first)?lane_b32": _read_lane,
     r"v_writelane_b32": _write_lane,
@@ -285,7 +289,7 @@ SPECIAL = {
     "|".join(PACKED_16): _packed_halves,
     r"v_cvt_scalef32_pk_f(16|32)_(fp8|bf8)": _widen,
     r"v_pk_mov_b32": _packed_move,
-    r"v_(fma|mad)_mix_f32": _mix,
+    r"v_fma_mix_f32": _mix,
     r"v_cvt_(scalef32_)?pk_[fb][pf]?8_f32": _convert,
     r"(buffer|global)_(load|store)_[a-z0-9]+": cdna_memory.access,
     r"ds_read(2(st64)?)?_[bu]\d+|ds_write(2(st64)?)?_b\d+|ds_write_b(8|16)_d16_hi": cdna_memory.lds,

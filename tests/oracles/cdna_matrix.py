@@ -11,9 +11,10 @@ import re
 from collections.abc import Callable
 
 import numpy as np
-from oracles.cdna_arithmetic import F32, NAN_CODE, SMALL_FLOATS, U32
+from oracles.cdna_arithmetic import F32, U32
+from oracles.cdna_text import LANES
+from oracles.floats import E4M3_CODES, E5M2_CODES, from_bfloat16
 
-LANES = 64
 OPCODE = re.compile(r"v_mfma_(scale_)?f32_(16|32)x\2x(\d+)_(f8f6f4|bf16|f16)")
 SMALL = {"0": "fp8", "1": "bf8"}  # CBSZ and BLGP, of the formats of 8 bits
 
@@ -56,14 +57,8 @@ def numbers(data: np.ndarray, kind: str) -> np.ndarray:
     if kind == "f16":
         return data.view(np.float16).astype(float)
     if kind == "bf16":
-        return (data.view(np.uint16).astype(U32) << U32(16)).view(F32).astype(float)
-    finite = SMALL_FLOATS["gfx950", kind]
-    table = np.full(128, np.nan)
-    table[: len(finite)] = finite
-    if kind == "bf8":
-        table[len(finite)] = np.inf
-    assert np.isnan(table[NAN_CODE["gfx950", kind]])
-    return np.concatenate([table, -table])[data]
+        return from_bfloat16(data.view(np.uint16))
+    return {"fp8": E4M3_CODES, "bf8": E5M2_CODES}[kind][data]
 
 
 def multiply_add(machine, ins, words: Callable) -> np.ndarray:
@@ -75,11 +70,12 @@ def multiply_add(machine, ins, words: Callable) -> np.ndarray:
     rows, k = int(rows), int(k)
     kinds = [kind, kind]
     if kind == "f8f6f4":
-        if machine.program.chip != "gfx950" or not {"cbsz", "blgp"} - set(ins.modifiers) <= {"cbsz", "blgp"}:
+        if machine.program.chip != "gfx950":
             ins.refuse("not of gfx950")
+        ins.only("cbsz", "blgp", *(("op_sel", "op_sel_hi") if scaled else ()))
         kinds = [SMALL.get(ins.modifiers.get(name, "0")) or ins.refuse(name) for name in ("cbsz", "blgp")]
-    elif ins.modifiers:
-        ins.refuse("modifier")
+    else:
+        ins.only()
     size = 1 if kind == "f8f6f4" else 2
     count = rows * k * size // LANES // 4
     runs = 2 if kind == "f8f6f4" else 1

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from oracles.cdna_arithmetic import I64, U32
-from oracles.cdna_text import M0, HazardError, Instruction, operand
+from oracles.cdna_text import LANES, M0, HazardError, Instruction, operand
 from oracles.memory import AccessError
 
 if TYPE_CHECKING:
     from oracles.cdna import Machine
-
-LANES = 64
 
 
 def scalar_load(machine: Machine, ins: Instruction) -> None:

@@ -6,6 +6,7 @@ import functools
 import re
 from dataclasses import dataclass
 
+LANES = 64  # of a wave
 VCC, M0, EXEC = 106, 124, 126  # numbers of scalar registers (CDNA4 ISA, table 23)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from chipmath.crosscompile import Binary, _metadata, compile_triton
+from chipmath.crosscompile import Binary, compile_triton
 from chipmath.devices import device
 from oracles import cdna, ptx, ptx_matrix  # noqa: F401 -- the last adds instructions to the one before
 from oracles.memory import Memory
@@ -23,6 +24,7 @@ def execute(binary: Binary, grid: tuple[int, ...], arguments: list[Tensor | int]
     tensors = {id(each): each for each in arguments if isinstance(each, Tensor)}
     memory = Memory({str(key): tensor.view(-1).view(torch.uint8).numpy() for key, tensor in tensors.items()})
     values = [memory.address(str(id(each))) if isinstance(each, Tensor) else int(each) for each in arguments]
+    values += [0] * (binary.parameters - len(values))  # scratch memory: unused here, so address 0 would be found out
     run = _run_amd if device(binary.arch).vendor == "AMD" else _run_nvidia
     run(binary, grid, values, memory)
     counts = {key: torch.from_numpy(memory.stores[str(key)]) for key in tensors}
@@ -31,22 +33,13 @@ def execute(binary: Binary, grid: tuple[int, ...], arguments: list[Tensor | int]
 
 def _run_nvidia(binary: Binary, grid: tuple[int, ...], values: list[int], memory: Memory) -> None:
     program = ptx.parse(binary.ptx)
-    # Triton's launcher adds two, for scratch memory: unused here, so address 0 would be found out.
-    values = values + [0] * (len(program.parameters) - len(values))
     dynamic = binary.shared_bytes - program.shared_bytes
     ptx.run(program, grid, binary.threads, values, memory, shared_bytes=dynamic)
 
 
 def _run_amd(binary: Binary, grid: tuple[int, ...], values: list[int], memory: Memory) -> None:
-    values = values + [0] * (len(parameters(binary)) - len(values))  # scratch memory, as above
     text = f'.amdgcn_target "amdgcn-amd-amdhsa--{binary.arch}"\n{binary.isa}'  # whose first line is not the kernel's
     cdna.run(text, grid, binary.threads, values, memory, shared_bytes=binary.dynamic_shared_bytes)
-
-
-def parameters(binary: Binary) -> list[dict]:
-    """What the code object of an AMD kernel says of its parameters: .offset, .size and more of each."""
-    (entry,) = (each for each in _metadata(binary.code)["amdhsa.kernels"] if each[".name"] == binary.kernel)
-    return [each for each in entry[".args"] if not each[".value_kind"].startswith("hidden_")]
 
 
 class Launcher:
@@ -81,6 +74,18 @@ def edited(binary: Binary, edit: Callable[[str], str]) -> Binary:
     """The same kernel with other text to execute."""
     text = "ptx" if binary.ptx else "isa"
     return replace(binary, **{text: edit(getattr(binary, text))})
+
+
+def mistake(pattern: str, replacement: str = "", *, count: int = 0) -> Callable[[str], str]:
+    """An edit of the code that a compiler's mistake could be; ValueError where there is nothing to make it in."""
+
+    def edit(text: str) -> str:
+        changed = re.sub(pattern, replacement, text, count=count)
+        if changed == text:  # no AssertionError, which is what a test of a mistake may wait for
+            raise ValueError(f"the code has nothing to make this mistake in: {pattern}")
+        return changed
+
+    return edit
 
 
 KINDS = {torch.float8_e4m3fn: "fp8e4nv", torch.float8_e5m2: "fp8e5", torch.uint8: "u8", torch.int32: "i32"}

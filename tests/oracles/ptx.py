@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from oracles.floats import E4M3, E4M3_CODES, E5M2, E5M2_CODES, from_bfloat16, multiply_add, nearest_code, to_bfloat16
 from oracles.memory import Memory
 
 TYPES = {
@@ -83,6 +84,13 @@ class Instruction:
     def kinds(self) -> list[str]:
         """The types among the modifiers."""
         return [each for each in self.modifiers if each in TYPES]
+
+    @property
+    def kind(self) -> str:
+        """The one type among the modifiers; NotImplementedError where there is none, or more."""
+        if len(self.kinds) != 1:
+            raise NotImplementedError(self.text)
+        return self.kinds[0]
 
 
 @dataclass(frozen=True)
@@ -370,19 +378,35 @@ class Shared:
         if self.multiplied[at].any():
             raise ValueError("shared memory is written while tensor cores may be reading it")
 
-    def land(self, at, values: np.ndarray) -> None:
-        """The bytes of an asynchronous copy."""
+    def land(self, at, values: np.ndarray, threads: np.ndarray) -> None:
+        """The bytes of asynchronous copies that their threads have waited for; others need a barrier, too."""
         self.bytes[at] = values
         self.in_flight[at] = False
         self.written[at] = True
+        self.writer[at] = threads[:, None]
+
+    def fence(self, machine: Machine, active: np.ndarray) -> None:
+        """fence.proxy.async: tensor cores may read what these threads wrote, or any before the last barrier."""
+        block = np.zeros((len(self.bytes), 1), bool)
+        block[machine.block[active]] = True
+        warp = self._warp(self.writer)
+        own = np.where(self.writer >= 0, active[self.writer], (warp >= 0) & active[32 * warp])
+        self.unfenced &= ~(own | (block & (self.writer == self.NOBODY)))
 
     def for_tensor_cores(self, at) -> np.ndarray:
         """The bytes at an index, which are in use from now on."""
         values = self.arrived(at)
         if self.unfenced[at].any():
             raise ValueError("tensor cores read shared memory that no fence.proxy.async has made visible to them")
+        if (self.writer[at] != self.NOBODY).any():
+            raise ValueError("tensor cores read shared memory that was written since the last barrier")
         np.add.at(self.multiplied, at, 1)
         return values
+
+    def product_done(self, at) -> None:
+        """A product has been waited for: but each warp waits for its own, so others may still be reading."""
+        np.subtract.at(self.multiplied, at, 1)
+        self.reader[at] = self.SEVERAL
 
     def load(self, machine: Machine, addresses: np.ndarray, width: int, active: np.ndarray) -> np.ndarray:
         """``width`` bytes from each address."""
@@ -456,7 +480,7 @@ def simple(function: Callable, *known: str):
         if not each.kinds:
             return halves(function, machine, each, active)
         only(each, *known)
-        (kind,) = each.kinds
+        kind = each.kind
         values = [machine.read(operand, kind) for operand in each.operands[1:]]
         return machine.write(each.operands[0], canonical(function(*values)), active)
 
@@ -486,22 +510,6 @@ def halves(function: Callable, machine: Machine, each: Instruction, active: np.n
     return machine.write(each.operands[0], result.view(TYPES[words]), active)
 
 
-def from_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """The float64 values of bfloat16 numbers."""
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
-
-
-def to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """Bits of float64 values rounded to nearest even, once: by way of a float32 that is rounded to odd."""
-    single = values.astype(np.float32)
-    beyond = np.abs(single.astype(np.float64)) > np.abs(values)
-    toward_zero = np.where(beyond, np.nextafter(single, np.float32(0)), single)
-    inexact = (toward_zero.astype(np.float64) != values) & np.isfinite(values)
-    bits = toward_zero.view(np.uint32) | inexact.astype(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
-    return np.where(np.isnan(values), 0x7FFF, rounded).astype(np.uint16)
-
-
 def canonical(value: np.ndarray) -> np.ndarray:
     """Arithmetic makes one NaN of any."""
     if value.dtype.kind != "f":
@@ -524,11 +532,13 @@ INSTRUCTIONS |= {
 
 @instruction("mul", "mad")
 def _multiply(machine: Machine, each: Instruction, active: np.ndarray) -> None:
-    """d = a b (+ c); .wide doubles the width of the product and of c."""
+    """d = a b (+ c), the latter of integers; .wide doubles the width of the product and of c."""
+    if each.base == "mad" and (not each.kinds or each.kinds[0][0] == "f"):
+        raise NotImplementedError(each.text)  # is fused from sm_20 on
     if not each.kinds:
         return halves(np.multiply, machine, each, active)
     mode = only(each, "lo", "hi", "wide", "rn")
-    (kind,) = each.kinds
+    kind = each.kind
     a, b = (machine.read(operand, kind) for operand in each.operands[1:3])
     if a.dtype.kind == "f" or "lo" in mode:
         product = a * b
@@ -546,20 +556,12 @@ def _multiply(machine: Machine, each: Instruction, active: np.ndarray) -> None:
 def _fma(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     if each.modifiers in (("rn", "f32"), ("rn", "f32x2")):
         return simple(fused, "rn")(machine, each, active)
-    # Products of bfloat16 numbers are exact in float64, and so are their sums with a third near them.
-    return halves(lambda a, b, c: a * b + c, machine, each, active)
+    return halves(multiply_add, machine, each, active)
 
 
 def fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """a b + c of float32, rounded once: the product is exact in float64, the sum is rounded to odd there."""
-    product, c = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
-    total = product + c
-    part = total - product
-    lost = (product - (total - part)) + (c - part)
-    even = (total.view(np.int64) & 1) == 0
-    away = np.where((lost > 0) == (total > 0), 1, -1)
-    odd = np.where(np.isfinite(total) & (lost != 0) & even, total.view(np.int64) + away, total.view(np.int64))
-    return odd.view(np.float64).astype(np.float32)
+    """a b + c of float32, rounded once."""
+    return multiply_add(a, b, c).astype(np.float32)
 
 
 @instruction("min", "max")
@@ -568,7 +570,7 @@ def _extreme(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     if each.modifiers == ("u16x2",):
         return halves(np.maximum if each.base == "max" else np.minimum, machine, each, active)
     mode = only(each, "NaN")
-    (kind,) = each.kinds
+    kind = each.kind
     first, *others = (machine.read(operand, kind) for operand in each.operands[1:])
     for other in others:
         less = (first < other) | ((first == other) & np.signbit(first)) if first.dtype.kind == "f" else first < other
@@ -586,7 +588,7 @@ def _extreme(machine: Machine, each: Instruction, active: np.ndarray) -> None:
 def _divide(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     """Towards zero; the remainder has the dividend's sign."""
     only(each)
-    (kind,) = each.kinds
+    kind = each.kind
     if kind not in ("s32", "u32"):
         raise NotImplementedError(each.text)
     a, b = (machine.read(operand, kind).astype(np.int64) for operand in each.operands[1:])
@@ -601,7 +603,7 @@ def _divide(machine: Machine, each: Instruction, active: np.ndarray) -> None:
 def _shift(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     """Amounts beyond the width are clamped to it."""
     only(each)
-    (kind,) = each.kinds
+    kind = each.kind
     value, amount = machine.read(each.operands[1], kind), machine.read(each.operands[2], "u32")
     bits = 8 * value.itemsize
     if each.base == "shl":
@@ -616,7 +618,7 @@ def _shift(machine: Machine, each: Instruction, active: np.ndarray) -> None:
 def _extract(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     """Bits from position b on, c of them; .s32 extends the sign. Only what lies within 32 bits."""
     only(each)
-    (kind,) = each.kinds
+    kind = each.kind
     value = machine.read(each.operands[1], kind)
     start, length = (machine.read(operand, "u32").astype(np.int64) for operand in each.operands[2:])
     if kind not in ("u32", "s32") or (start + length > 32).any() or (length == 0).any():
@@ -658,7 +660,7 @@ def _any_logic(machine: Machine, each: Instruction, active: np.ndarray) -> None:
 @instruction("selp")
 def _select(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     only(each)
-    (kind,) = each.kinds
+    kind = each.kind
     a, b = (machine.read(operand, kind) for operand in each.operands[1:3])
     machine.write(each.operands[0], np.where(machine.predicate(each.operands[3]), a, b), active)
 
@@ -670,7 +672,7 @@ ORDERED |= {"ge": np.greater_equal, "lo": np.less, "ls": np.less_equal, "hi": np
 @instruction("setp")
 def _compare(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     """Of floats, a plain comparison with NaN is false, and one with u (unordered) in front is true."""
-    (kind,) = each.kinds
+    kind = each.kind
     (name,) = only(each, *ORDERED, "num", "nan", *(f"{unordered}u" for unordered in ORDERED))
     a, b = (machine.read(operand, kind) for operand in each.operands[1:])
     if a.dtype.kind == "f":
@@ -688,23 +690,24 @@ def _compare(machine: Machine, each: Instruction, active: np.ndarray) -> None:
 def _move(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     """Also packs ``{low, high}`` into a register and takes it apart; cvta changes nothing, as there is one space."""
     only(each, "to", "global", "shared")
-    (kind,) = each.kinds
+    kind = each.kind
     target, source = each.operands
     if source.startswith("{"):
-        parts = _parts(source)
-        width = TYPES[kind].itemsize // len(parts)
-        values = np.stack([machine.read(part, f"b{8 * width}") for part in parts], axis=-1)
+        names = parts(source)
+        width = TYPES[kind].itemsize // len(names)
+        values = np.stack([machine.read(name, f"b{8 * width}") for name in names], axis=-1)
         machine.write(target, np.ascontiguousarray(values).view(f"u{TYPES[kind].itemsize}")[:, 0], active)
     elif target.startswith("{"):
-        parts = _parts(target)
-        pieces = machine.read(source, kind)[:, None].view(f"u{TYPES[kind].itemsize // len(parts)}")
-        for part, piece in zip(parts, pieces.T, strict=True):
-            machine.write(part, np.ascontiguousarray(piece), active)
+        names = parts(target)
+        pieces = machine.read(source, kind)[:, None].view(f"u{TYPES[kind].itemsize // len(names)}")
+        for name, piece in zip(names, pieces.T, strict=True):
+            machine.write(name, np.ascontiguousarray(piece), active)
     else:
         machine.write(target, machine.read(source, kind), active)
 
 
-def _parts(braces: str) -> list[str]:
+def parts(braces: str) -> list[str]:
+    """The registers of ``{…}``."""
     return [part.strip() for part in braces.strip("{}").split(",")]
 
 
@@ -716,6 +719,8 @@ def _convert(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     packed = [name for name in each.modifiers if name in PACKED]
     if packed:
         return PACKED[packed[0]](machine, each, active)
+    if len(each.kinds) != 2:
+        raise NotImplementedError(each.text)
     target, source = each.kinds
     value = machine.read(each.operands[1], source)
     if value.dtype.kind == "f" and TYPES[target].kind != "f":
@@ -734,41 +739,25 @@ def _truncate(machine: Machine, each: Instruction, value: np.ndarray, active: np
     machine.write(each.operands[0], whole.astype(np.int32), active)
 
 
+FP8 = {"e4m3": E4M3_CODES, "e5m2": E5M2_CODES}
+FP8_NUMBERS = {"e4m3": E4M3, "e5m2": E5M2}
+
+
 def _to_fp8(name: str):
     """cvt.rn.satfinite.*x2.f32 d, a, b: a in the upper byte; to nearest even, saturating (Inf too), NaN as 0x7F."""
-    magnitudes = FP8[name][:128]
-    magnitudes = magnitudes[np.isfinite(magnitudes)]
+    numbers = FP8_NUMBERS[name]
 
-    def nearest(values: np.ndarray) -> np.ndarray:
-        size = np.minimum(np.abs(values.astype(np.float64)), magnitudes[-1])
-        above = np.clip(np.searchsorted(magnitudes, size), 1, magnitudes.size - 1)
-        low, high = magnitudes[above - 1], magnitudes[above]
-        up = (size - low > high - size) | ((size - low == high - size) & (above % 2 == 0))
-        code = np.where(up, above, above - 1) | np.where(np.signbit(values), 0x80, 0)
-        return np.where(np.isnan(values), 0x7F, code).astype(np.uint16)
+    def codes(values: np.ndarray) -> np.ndarray:
+        code = np.minimum(nearest_code(numbers, np.abs(values.astype(np.float64))), numbers.size - 1)
+        return np.where(np.isnan(values), 0x7F, code | np.where(np.signbit(values), 0x80, 0)).astype(np.uint16)
 
     def handler(machine: Machine, each: Instruction, active: np.ndarray) -> None:
         if each.modifiers != ("rn", "satfinite", f"{name}x2", "f32"):
             raise NotImplementedError(each.text)
-        upper, lower = (nearest(machine.read(operand, "f32")) for operand in each.operands[1:])
+        upper, lower = (codes(machine.read(operand, "f32")) for operand in each.operands[1:])
         machine.write(each.operands[0], (upper << np.uint16(8)) | lower, active)
 
     return handler
-
-
-def _fp8_values(mantissa_bits: int, emin: int, *, infinity: bool) -> np.ndarray:
-    """Float64 values of all 256 codes; OCP 8-bit floating point specification, section 5."""
-    codes = np.arange(128)
-    exponent, fraction = codes >> mantissa_bits, codes & ((1 << mantissa_bits) - 1)
-    steps = np.where(exponent, fraction + (1 << mantissa_bits), fraction)
-    magnitudes = steps * 2.0 ** (np.maximum(exponent, 1) - 1 + emin - mantissa_bits)
-    if infinity:
-        magnitudes[0x7C:] = [np.inf, np.nan, np.nan, np.nan]
-    magnitudes[0x7F] = np.nan
-    return np.concatenate([magnitudes, -magnitudes])
-
-
-FP8 = {"e4m3": _fp8_values(3, -6, infinity=False), "e5m2": _fp8_values(2, -14, infinity=True)}
 
 
 def _from_fp8(name: str):
@@ -808,10 +797,10 @@ PACKED = {"e4m3x2": _packed("e4m3"), "e5m2x2": _packed("e5m2"), "bf16": _to_bflo
 @instruction("ld", "st")
 def _transfer(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     spaces = only(each, "global", "shared", "param", "v2", "v4", *NO_EFFECT) - NO_EFFECT
-    (kind,) = each.kinds
+    kind = each.kind
     width, vector = TYPES[kind].itemsize, {"v2": 2, "v4": 4}.get(next(iter(spaces & {"v2", "v4"}), ""), 1)
     register, place = each.operands if each.base == "ld" else each.operands[::-1]
-    names = _parts(register)
+    names = parts(register)
     if "param" in spaces:
         value = machine.parameters[place.strip("[]")]
         return machine.write(register, np.full(machine.count, value % (1 << 8 * width), f"u{width}"), active)
@@ -837,7 +826,7 @@ def _transfer(machine: Machine, each: Instruction, active: np.ndarray) -> None:
 def _atomic(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     """One thread after another, by number; each gets what was there before it."""
     (operation,) = only(each, "global", "add", "max") - {"global"}
-    (kind,) = each.kinds
+    kind = each.kind
     addresses, given = machine.address(each.operands[1]), machine.read(each.operands[2], kind)
     before = np.zeros_like(given)
     for thread in np.flatnonzero(active):

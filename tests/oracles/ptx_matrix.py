@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 
 import numpy as np
-from oracles.ptx import FP8, Instruction, Machine, from_bfloat16, instruction, only
+from oracles.floats import from_bfloat16
+from oracles.ptx import FP8, Instruction, Machine, instruction, only, parts
 
 DECODE = {
     "f16": lambda data: data.view(np.float16).astype(np.float64),
@@ -21,11 +22,6 @@ DECODE = {
 }
 BYTES = {"f16": 2, "bf16": 2, "e4m3": 1, "e5m2": 1}
 SWIZZLE_WIDTH = {0: 16, 1: 128, 2: 64, 3: 32}  # bytes of a row that lie together, by bits 62-63 of a descriptor
-
-
-def parts(braces: str) -> list[str]:
-    """The registers of ``{…}``."""
-    return [part.strip() for part in braces.strip("{}").split(",")]
 
 
 # --- asynchronous copies ----------------------------------------------------------------------------------------------
@@ -47,8 +43,8 @@ def _copy(machine: Machine, each: Instruction, active: np.ndarray) -> None:
         else:
             left = int(each.operands[0])
             while len(machine.copy_groups) > left:
-                for at, values in machine.copy_groups.pop(0):
-                    machine.shared.land(at, values)
+                for copy in machine.copy_groups.pop(0):
+                    machine.shared.land(*copy)
         return
     if mode != {"async", "shared", "global"} | mode & {"ca", "cg"}:
         raise NotImplementedError(each.text)
@@ -60,15 +56,15 @@ def _copy(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     values = machine.memory.load(machine.address(each.operands[1]), width, active & (size > 0))
     machine.shared.claim(at, threads)
     machine.shared.in_flight[at] = True
-    machine.copies.append((at, values[threads]))
+    machine.copies.append((at, values[threads], threads))
 
 
 @instruction("fence")
 def _fence(machine: Machine, each: Instruction, active: np.ndarray) -> None:
-    """fence.proxy.async: what was stored before may be read by wgmma."""
+    """fence.proxy.async, the only one."""
     if only(each, "proxy", "async", "shared", "cta") != {"proxy", "async", "shared", "cta"}:
         raise NotImplementedError(each.text)
-    machine.shared.unfenced[np.unique(machine.block[active])] = False
+    machine.shared.fence(machine, active)
 
 
 # --- mma.sync ---------------------------------------------------------------------------------------------------------
@@ -93,9 +89,12 @@ def _matrices(machine: Machine, each: Instruction, active: np.ndarray) -> None:
 @instruction("mma")
 def _warp_product(machine: Machine, each: Instruction, active: np.ndarray) -> None:
     """mma.sync m16n8k16 and m16n8k32, row times column, float32 sums; with .block_scale, E8M0 scales of 32 along K."""
-    found = re.search(r"m16n8k(\d+)\.row\.col\.(kind::mxf8f6f4\.block_scale\.scale_vec::1X\.)?f32\.(\w+)\.(\w+)\.f32"
-                      r"(\.ue8m0)?\s", each.text)  # fmt: skip
-    if found is None or not each.text.split("mma.sync.aligned.")[1].startswith("m16n8k"):
+    found = re.search(
+        r"mma\.sync\.aligned\.m16n8k(\d+)\.row\.col\.(kind::mxf8f6f4\.block_scale\.scale_vec::1X\.)?"
+        r"f32\.(\w+)\.(\w+)\.f32(\.ue8m0)?\s",
+        each.text,
+    )
+    if found is None or not {found[3], found[4]} <= set(BYTES):
         raise NotImplementedError(each.text)
     k, a_format, b_format = int(found[1]), found[3], found[4]
     _whole(machine, each, active, 32)
@@ -157,7 +156,7 @@ def _warpgroup(machine: Machine, each: Instruction, active: np.ndarray) -> None:
             for names, reads in machine.product_groups.pop(0):
                 machine.under_way -= set(names)
                 for at in reads:
-                    np.subtract.at(machine.shared.multiplied, at, 1)
+                    machine.shared.product_done(at)
     elif what != "fence":
         raise NotImplementedError(each.text)
 
@@ -168,7 +167,7 @@ def _warpgroup_product(machine: Machine, each: Instruction, active: np.ndarray) 
     The sum is formed at once, but nobody may look at D, nor write where A and B are, before the group is waited for.
     """
     found = re.search(r"mma_async\.sync\.aligned\.m64n(\d+)k(\d+)\.f32\.(\w+)\.(\w+)\s", each.text)
-    if found is None:
+    if found is None or not {found[3], found[4]} <= set(BYTES):
         raise NotImplementedError(each.text)
     n, k, a_format, b_format = int(found[1]), int(found[2]), found[3], found[4]
     d_names, a_operand, b_operand, keep, *signs = (*each.operands,)

@@ -6,11 +6,11 @@ the tensors lose, never a speed-up: an emulated product is slower than the plain
 
 No recipe is trained before its operands on this GPU are those of the reference on the CPU, value by value.
 
-What it takes, by arithmetic: a step of 16,384 bytes is 6 x 25 million x 16,384 = 2.5 TFLOP, and in 8 layers some 25 GB
-of memory traffic. On an H100 that is about 20 ms in BF16 and 30 to 40 ms with six quantizations, which read and write
-134 million values a layer twice. So 3 + 6 runs of 600 steps take 3 to 4 minutes, and compiling 35 variants of the
-rounders another. Memory: 42 bytes x 512 a token and layer are saved for the backward pass, 2.8 GB, and weights and
-optimizer take 0.4 GB; the probes, in float32, hold twice the former and 4.3 GB of captured tensors.
+What it should take, estimated and not timed: a step of 16,384 bytes is 6 x 25 million x 16,384 = 2.5 TFLOP, and in 8
+layers some 25 GB of memory traffic. On an H100 that is about 20 ms in BF16 and 30 to 40 ms with six quantizations,
+which read and write 134 million values a layer twice. So 3 + 6 runs of 600 steps take 3 to 4 minutes, and compiling 35
+variants of the rounders another. Memory: 42 bytes x 512 a token and layer are saved for the backward pass, 2.8 GB, and
+weights and optimizer take 0.4 GB; the probes, in float32, hold twice the former and 4.3 GB of captured tensors.
 """
 
 import math

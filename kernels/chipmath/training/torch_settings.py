@@ -24,7 +24,8 @@ def torch_settings() -> Iterator[None]:
     in_bfloat16 = matmul.allow_bf16_reduced_precision_reduction
     matmul.allow_bf16_reduced_precision_reduction = False
     try:
-        dynamo = torch._dynamo.config.patch(recompile_limit=VARIANTS, specialize_int=True)
+        # Since torch 2.7 (pytorch/pytorch #143709) this is another name of recompile_limit, which 2.6 does not know.
+        dynamo = torch._dynamo.config.patch(cache_size_limit=VARIANTS, specialize_int=True)
         with dynamo, torch.autograd.set_multithreading_enabled(False):
             yield
     finally:
