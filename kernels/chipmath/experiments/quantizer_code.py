@@ -69,6 +69,8 @@ VARIANTS: dict[str, Callable[[str, str], Configuration]] = {
     "columns: 128x4 scales, masked": _ours("columns", scale_layout="128x4", even=False),
     "columns: 8 rows a thread": _ours("columns", patch=(8, 8)),
     "both: through shared memory": _tile((64, 64), True, True),
+    "both: through shared memory, 32 x 256": _tile((32, 256), True, True),
+    "both: through shared memory, 32 x 512": _tile((32, 512), True, True),
     "both: as launched": _ours("both"),
     "both: masked": _ours("both", even=False),
     "both: 128x4 scales": _ours("both", scale_layout="128x4"),
