@@ -9,7 +9,8 @@ Casts to 8 bits follow the instruction that a chip has, by the vendor's own docu
 
 cvt     PTX ISA, cvt.rn.satfinite.{e4m3,e5m2}x2.f32: saturates to ±max, Inf too; every NaN becomes 0x7F
 scaled  CDNA4 ISA, V_CVT_SCALEF32_PK_FP8_F32 and ..._BF8_F32, with the bit MODE.FP16_OVFL, which Triton sets: saturates
-        what is finite; Inf becomes NaN or Inf, and a NaN keeps its sign, neither of which a kernel must rely on
+        what is finite. Inf, which by section 7.3 saturates as well, is made NaN or Inf here, and a NaN keeps its sign:
+        a kernel that relies on either shows up in codes
 fnuz    CDNA3 ISA, V_CVT_PK_FP8_F32 and ..._BF8_F32: FNUZ codes, whose only NaN is 0x80
 
 Integers are 32-bit and wrap, as on a GPU. Out-of-bounds addresses raise IndexError; what a mask leaves unloaded has
