@@ -77,8 +77,10 @@ def test_machine_code_for_any_bits_at_the_edges(direction, arch):
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_machine_code_for_every_layout_shape_format_and_dtype(direction, dtype, fmt, arch):
-    """Rules take turns: they differ in a constant, and in whether they clip. So do shapes and scale layouts."""
+def test_machine_code_for_every_direction_format_and_dtype(direction, dtype, fmt, arch):
+    """Rules take turns: they differ in a constant, and in whether they clip. So do shapes and scale
+    layouts: a direction meets all four pairs of them.
+    """
     turn = DIRECTIONS.index(direction) + DTYPES.index(dtype) + FORMATS.index(fmt)
     every = list(zip(itertools.product((True, False), quantize_gpu.LAYOUTS), SCALE_RULES))
     (even, layout), rule = every[(turn + 2 * CHIPS.index(arch)) % 4]

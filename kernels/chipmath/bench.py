@@ -46,7 +46,7 @@ class Source:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; 0 if every experiment was recorded (or rehearsed)."""
+    """Run the command line; 0 if every experiment was recorded, rehearsed, or left out for want of a tool."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.list:

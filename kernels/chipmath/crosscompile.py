@@ -65,6 +65,7 @@ class Binary:
     shared_bytes  per group: static plus what Triton adds at launch (``dynamic_shared_bytes``)
     spills        stores of one 32-bit register to memory for want of registers: AMD's .vgpr_spill_count, or ptxas's
                   bytes of spill stores over 4. NVIDIA's counts stores to a kernel's own local arrays, too
+                  AMD's leaves out SGPRs that are kept in lanes of a VGPR, which touch no memory
     code_bytes    size of the kernel's code
     threads       per group, as the kernel was compiled for: exact (Triton) or the most it allows (__launch_bounds__);
                   None if the code object sets no bound

@@ -11,7 +11,7 @@ can be added to, and x = waves per SIMD * chains per wave,
 so every point of a sweep lies on one curve in x. Time is the unit's own clock, so no frequency enters.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chipmath.devices import DEVICES
 
@@ -63,6 +63,24 @@ class Instruction:
 # Hopper's FP8 accumulators keep 13 bits after the leading one (arXiv:2412.19437 sec. 3.3.2 says "around 14 bits").
 # Rows of A that add up to one make a sum count its instructions, which is exact up to here.
 WGMMA_ITERATIONS = 1 << 13
+
+MFMA = Instruction(
+    arch="gfx950",
+    opcode=r"v_mfma_f32_16x16x128_f8f6f4",
+    macros={"SCALED": 0},
+    products=16 * 16 * 128,
+    waves=1,
+    columns=16,
+    accumulators=4,
+    a_elements=16 * 128,
+    encoding="e4m3",
+    depth=8,
+    threads=256,
+    most_chains=8,
+    rate="fp8",
+    iterations=1 << 15,
+    gluon=None,
+)
 
 INSTRUCTIONS = {
     "FFMA": Instruction(
@@ -116,39 +134,9 @@ INSTRUCTIONS = {
         iterations=WGMMA_ITERATIONS,
         gluon="wgmma",
     ),
-    "mfma 16x16x128": Instruction(
-        arch="gfx950",
-        opcode=r"v_mfma_f32_16x16x128_f8f6f4",
-        macros={"SCALED": 0},
-        products=16 * 16 * 128,
-        waves=1,
-        columns=16,
-        accumulators=4,
-        a_elements=16 * 128,
-        encoding="e4m3",
-        depth=8,
-        threads=256,
-        most_chains=8,
-        rate="fp8",
-        iterations=1 << 15,
-        gluon=None,
-    ),
-    "mfma_scale 16x16x128": Instruction(
-        arch="gfx950",
-        opcode=r"v_mfma_scale_f32_16x16x128_f8f6f4",
-        macros={"SCALED": 1},
-        products=16 * 16 * 128,
-        waves=1,
-        columns=16,
-        accumulators=4,
-        a_elements=16 * 128,
-        encoding="e4m3",
-        depth=8,
-        threads=256,
-        most_chains=8,
-        rate="fp8",
-        iterations=1 << 15,
-        gluon="mfma_scale",
+    "mfma 16x16x128": MFMA,
+    "mfma_scale 16x16x128": replace(
+        MFMA, opcode=r"v_mfma_scale_f32_16x16x128_f8f6f4", macros={"SCALED": 1}, gluon="mfma_scale"
     ),
 }
 

@@ -8,6 +8,8 @@ Configurations are fixed, one a kernel, dtype and vendor, and were chosen from t
 experiment ``quantizer_code`` records: no spills, loads of 16 bytes a lane, the fewest instructions an element. Nothing
 is tuned at run time: an autotuner that is keyed on a shape runs again for every new shape.
 
+One exception: on gfx950 the NaN elements of E5M2 are NaN, but which of its three codes for it no document says.
+
 x is read as it lies in memory if it is contiguous, else copied first. Offsets within a tile are 32-bit, so neither
 dimension may exceed `LARGEST` for columns and both.
 """

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from chipmath.devices import PRODUCTS, device
@@ -22,7 +23,7 @@ from chipmath.gpu import Gpu
 from chipmath.recordings import PACKAGE, newest
 
 # Nsight Compute, Kernel Profiling Guide, "Metrics Reference"; the first two are its "Achieved" and "Theoretical
-# Occupancy". A kernel that is done waits for no one, so all are of one launch after one that compiled and warmed up.
+# Occupancy". All are of one launch, after another that compiled the kernel and warmed up.
 METRICS = {
     "resident": "sm__warps_active.avg.pct_of_peak_sustained_active",
     "admitted_by_profiler": "sm__maximum_warps_per_active_cycle_pct",
@@ -215,7 +216,7 @@ def _launch_twice(kernel: str) -> None:
     generator = torch.Generator("cuda").manual_seed(SEED)
     x = torch.randn(SIZE, SIZE, device="cuda", generator=generator).bfloat16()
     if kernel == QUANTIZER:
-        call = lambda: quantize_gpu.quantize_both(x, E4M3, quantizer_code.RULE)  # noqa: E731
+        call = partial(quantize_gpu.quantize_both, x, E4M3, quantizer_code.RULE)
     else:
         operand = quantize(x, E4M3, quantizer_code.RULE)
         call = matmul_gpu.plan(operand, operand, PRODUCT)
