@@ -16,7 +16,7 @@ import pytest
 from chipmath import bench
 from chipmath.crosscompile import CompileError, CompilerMissing
 from chipmath.devices import MIB, PRODUCTS
-from chipmath.experiments import EXPERIMENTS, ExperimentError, Run, copy_bandwidth, here, launching, residency, timing
+from chipmath.experiments import EXPERIMENTS, ExperimentError, Run, copy_bandwidth, here, launching, residency, timing, training
 from chipmath.experiments.residency import Counts
 from chipmath.experiments.residency_launches import compile_launch, launches
 from chipmath.gpu import DriverError, Gpu
@@ -146,6 +146,36 @@ def test_a_process_of_its_own_gets_every_option(folder, monkeypatch):
     assert commands == [
         ([sys.executable, "-m", "chipmath.bench", name, *options], str(KERNELS)) for name in ("residency", "training")
     ]
+
+
+def test_one_that_hangs_is_ended_and_the_next_has_its_turn(folder, monkeypatch, capfd):
+    """Python alone takes longer to start than it is given here."""
+    monkeypatch.setattr(bench, "gpu", lambda: here.STAND_IN)
+    hanging = dataclasses.replace(EXPERIMENTS["residency"], longest_seconds=0.01)
+    monkeypatch.setitem(EXPERIMENTS, "residency", hanging)
+    assert bench.main(["residency", "training", "--quick", "--out", str(folder / "out")]) == 1
+    told = capfd.readouterr().err
+    assert "residency: ended after 0.01 s" in told
+    assert "no GPU here that torch can use: training cannot be measured" in told
+    assert "not recorded: residency, training" in told
+
+
+def test_every_measured_experiment_has_an_end_and_others_none():
+    for experiment in EXPERIMENTS.values():
+        assert (experiment.longest_seconds is not None) == (experiment.kind == "measured")
+    assert EXPERIMENTS["training"].longest_seconds > training.DEADLINE_SECONDS
+
+
+def test_a_log_has_few_lines_of_progress(monkeypatch, capsys):
+    clock = iter(range(100))
+    monkeypatch.setattr(bench.time, "monotonic", lambda: next(clock))
+    progress = bench._Progress("residency")
+    for done in range(61):
+        progress(done, 60, "threads")
+    lines = capsys.readouterr().err.splitlines()
+    assert 4 <= len(lines) <= 6, lines
+    assert lines[0].startswith("  residency: 0/60")
+    assert lines[-1].startswith("  residency: 60/60")
 
 
 # Recording

@@ -309,6 +309,7 @@ EXPERIMENT = MeasuredExperiment(
     measure=measure,
     rehearse=rehearse,
     predict=predict,
+    longest_seconds=300,  # most of it torch.compile's
     prediction=(
         f"the least time that the data sheet's bandwidth admits for {SHAPES[-1][0]} × {SHAPES[-1][1]} bfloat16, "
         "and the ratio of bytes as the ratio of times"
