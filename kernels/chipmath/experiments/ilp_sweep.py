@@ -59,7 +59,7 @@ def compile_chains(name: str, chains: int, source: str) -> Binary:
         raise ValueError(f"{name} is written in {', '.join(instruction.sources)}, not in {source!r}")
     if source == "Gluon":
         return compile_gluon(instruction, chains, instruction.arch)
-    macros = {**instruction.macros, "CHAINS": chains, "DEPTH": instruction.depth, "THREADS": instruction.threads}
+    macros = {**instruction.macros, "CHAINS": chains, "DEPTH": instruction.depth(chains), "THREADS": instruction.threads}
     if source == "CUDA":
         return compile_cuda(PACKAGE / "ilp_timed.cu", instruction.arch, macros)
     return compile_hip(PACKAGE / "ilp_timed.hip", instruction.arch, macros)
@@ -82,7 +82,7 @@ def compile_gluon(instruction: Instruction, chains: int, arch: str) -> Binary:
     return compile_triton(
         getattr(ilp_gluon, instruction.gluon),
         signature,
-        {"CHAINS": chains, "DEPTH": instruction.depth},
+        {"CHAINS": chains, "DEPTH": instruction.depth(chains)},
         arch,
         num_warps=instruction.threads // device(arch).wave_lanes,
     )
@@ -137,7 +137,8 @@ def launch_arguments(point: Point, groups: int, parameters: int, where: str) -> 
     sums = torch.full((groups * instruction.threads * each,), -1, dtype=torch.int64, device=where)
     starts, stops = (torch.zeros(groups, dtype=torch.int64, device=where) for _ in range(2))
     units = torch.full((groups,), -1, dtype=torch.int32, device=where)
-    arguments = [sums, starts, stops, units, words.to(where), instruction.iterations // instruction.depth]
+    steps = instruction.iterations // instruction.depth(point.chains)
+    arguments = [sums, starts, stops, units, words.to(where), steps]
     if instruction.arch.startswith("gfx"):
         arguments.append(0x7F7F7F7F)  # four scale bytes that are one
     return arguments + [torch.empty(0, device=where)] * (parameters - len(arguments))  # null pointers
