@@ -395,6 +395,25 @@ def test_what_does_not_add_up_is_not_timed(change, told):
         ilp_sweep._measure("sm_90", 2, [Point("FFMA", "CUDA", 1, 1)], lambda *a: change(good(*a)), True, silent)
 
 
+def test_a_point_that_does_not_add_up_is_named_and_the_others_count():
+    compiled_or_skip("FFMA", "CUDA", 1)
+    compiled_or_skip("FFMA", "CUDA", 2)
+    good, launched = device_of(1 << 20), []
+
+    def run(binary, point, *a):
+        launched.append(point.chains)
+        trace = good(binary, point, *a)
+        return dataclasses.replace(trace, units=[0] * len(trace.units)) if point.chains == 2 else trace
+
+    cases = [Point("FFMA", "CUDA", chains, 1) for chains in (2, 1)]
+    method, rows = ilp_sweep._measure("sm_90", 2, cases, run, True, silent)
+    assert [row["chains"] for row in rows] == [1]
+    assert rows[0]["fraction_of_best"] == 1
+    (told,) = method["refused"].items()
+    assert told == ("FFMA in CUDA, 2 chains, 1 groups a unit", f"{cases[0]}: unit 0 held 2 groups, not 1")
+    assert launched.count(2) == 1
+
+
 def test_other_chips_are_refused():
     with pytest.raises(ExperimentError, match="ilp_sweep has instructions for gfx950, sm_90, not for gfx942"):
         ilp_sweep.measure(dataclasses.replace(CARD, arch="gfx942"), True, silent)
