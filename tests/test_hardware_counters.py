@@ -80,7 +80,7 @@ def test_a_profiler_that_may_not_count_says_why(script):
 def test_a_profiler_that_hangs_is_ended(script, monkeypatch):
     monkeypatch.setattr(hardware_counters, "PROFILE_SECONDS", 0.5)
     script("import time; time.sleep(60)")
-    with pytest.raises(ExperimentError, match="ncu, quantize_both: ended after 0.5 s without a table"):
+    with pytest.raises(ExperimentError, match=r"ncu, quantize_both: ended after 0\.5 s without a table"):
         profile(QUANTIZER)
 
 

@@ -298,7 +298,7 @@ def _rehearse_apart(experiment: Experiment) -> bool:
 
 
 class _Progress:
-    """Progress: the first and last step, and at most a line a second between; a log has few, so that errors stand out."""
+    """Progress: the first and last step, and at most a line a second between; in a log few, or errors would drown."""
 
     def __init__(self, name: str):
         self.name = name

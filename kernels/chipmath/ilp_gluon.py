@@ -198,7 +198,7 @@ def _replaced(c, i: gl.constexpr, new):
     """The tuple with another element i."""
     chains = ()
     for j in gl.static_range(len(c)):
-        if j == i:
+        if j == i:  # noqa: SIM108  Gluon compiles no choice between tensors in an expression
             chains = chains + (new,)
         else:
             chains = chains + (c[j],)

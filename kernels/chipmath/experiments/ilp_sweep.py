@@ -60,7 +60,12 @@ def compile_chains(name: str, chains: int, source: str) -> Binary:
         raise ValueError(f"{name} is written in {', '.join(instruction.sources)}, not in {source!r}")
     if source == "Gluon":
         return compile_gluon(instruction, chains, instruction.arch)
-    macros = {**instruction.macros, "CHAINS": chains, "DEPTH": instruction.depth(chains), "THREADS": instruction.threads}
+    macros = {
+        **instruction.macros,
+        "CHAINS": chains,
+        "DEPTH": instruction.depth(chains),
+        "THREADS": instruction.threads,
+    }
     if source == "CUDA":
         return compile_cuda(PACKAGE / "ilp_timed.cu", instruction.arch, macros)
     return compile_hip(PACKAGE / "ilp_timed.hip", instruction.arch, macros)
