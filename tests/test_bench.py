@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,17 @@ import pytest
 from chipmath import bench
 from chipmath.crosscompile import CompileError, CompilerMissing
 from chipmath.devices import MIB, PRODUCTS
-from chipmath.experiments import EXPERIMENTS, ExperimentError, Run, copy_bandwidth, here, launching, residency, timing
+from chipmath.experiments import (
+    EXPERIMENTS,
+    ExperimentError,
+    Run,
+    copy_bandwidth,
+    here,
+    launching,
+    residency,
+    timing,
+    training,
+)
 from chipmath.experiments.residency import Counts
 from chipmath.experiments.residency_launches import compile_launch, launches
 from chipmath.gpu import DriverError, Gpu
@@ -146,6 +157,36 @@ def test_a_process_of_its_own_gets_every_option(folder, monkeypatch):
     assert commands == [
         ([sys.executable, "-m", "chipmath.bench", name, *options], str(KERNELS)) for name in ("residency", "training")
     ]
+
+
+def test_one_that_hangs_is_ended_and_the_next_has_its_turn(folder, monkeypatch, capfd):
+    """Python alone takes longer to start than it is given here."""
+    monkeypatch.setattr(bench, "gpu", lambda: here.STAND_IN)
+    hanging = dataclasses.replace(EXPERIMENTS["residency"], longest_seconds=0.01)
+    monkeypatch.setitem(EXPERIMENTS, "residency", hanging)
+    assert bench.main(["residency", "training", "--quick", "--out", str(folder / "out")]) == 1
+    told = capfd.readouterr().err
+    assert "residency: ended after 0.01 s" in told
+    assert "no GPU here that torch can use: training cannot be measured" in told
+    assert "not recorded: residency, training" in told
+
+
+def test_every_measured_experiment_has_an_end_and_others_none():
+    for experiment in EXPERIMENTS.values():
+        assert (experiment.longest_seconds is not None) == (experiment.kind == "measured")
+    assert EXPERIMENTS["training"].longest_seconds > training.DEADLINE_SECONDS
+
+
+def test_a_log_has_few_lines_of_progress(monkeypatch, capsys):
+    clock = iter(range(100))
+    monkeypatch.setattr(bench.time, "monotonic", lambda: next(clock))
+    progress = bench._Progress("residency")
+    for done in range(61):
+        progress(done, 60, "threads")
+    lines = capsys.readouterr().err.splitlines()
+    assert 4 <= len(lines) <= 6, lines
+    assert lines[0].startswith("  residency: 0/60")
+    assert lines[-1].startswith("  residency: 60/60")
 
 
 # Recording
@@ -367,7 +408,7 @@ def test_every_experiment_is_rehearsed_and_nothing_written(tmp_path, name):
 # Timing
 
 
-def test_candidates_take_turns_in_an_order_that_rotates():
+def test_every_round_times_every_candidate_once_and_none_has_always_the_same_neighbour():
     order = []
     candidates = {name: (lambda i, name=name: order.append(name)) for name in "abc"}
 
@@ -375,22 +416,29 @@ def test_candidates_take_turns_in_an_order_that_rotates():
         candidate(0)
         return 1e-3
 
-    seconds = timing.take_turns(candidates, stopwatch, rounds=4)
-    assert seconds == {name: [1e-3] * 4 for name in "abc"}
-    assert order[-12:] == list("abcbcacababc")
+    seconds = timing.take_turns(candidates, stopwatch, rounds=20)
+    assert seconds == {name: [1e-3] * 20 for name in "abc"}
+    rounds = [order[-60:][at : at + 3] for at in range(0, 60, 3)]
+    assert all(sorted(turn) == list("abc") for turn in rounds)
+    before = Counter(order[at - 1] for at in range(len(order) - 59, len(order)) if order[at] == "a")
+    assert min(before["b"], before["c"]) >= 4, before
+    order.clear()
+    timing.take_turns(candidates, stopwatch, rounds=20)
+    assert [order[-60:][at : at + 3] for at in range(0, 60, 3)] == rounds, "the same in every run"
 
 
-def test_a_batch_is_filled_and_first_calls_are_not_timed():
-    timed = []
+def test_a_batch_is_filled_and_what_compiles_or_warms_up_is_not_timed():
+    timed, done = [], []
 
     def stopwatch(candidate, calls):
         timed.append(calls)
-        return 1e-3
+        return 40e-3 if len(timed) <= 2 else 1e-3  # an idle clock at first
 
-    done = []
     timing.take_turns({"a": done.append}, stopwatch, rounds=2, batch_seconds=8e-3)
     assert done == [0, 1], "compiled and loaded before the clock runs"
-    assert timed == [2, 8, 8]
+    assert timed[-2:] == [8, 8], "as many as the warm clock says"
+    assert set(timed[:-2]) == {2}
+    assert 2 * (2 * 40e-3 + (len(timed) - 5) * 1e-3) == pytest.approx(timing.WARM_SECONDS, abs=2e-3)
 
 
 def test_quantiles_are_those_of_the_textbook():

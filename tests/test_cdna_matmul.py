@@ -110,7 +110,7 @@ def test_chains_that_are_timed_add_up_what_their_check_expects(name, source, cha
     except CompilerMissing as error:
         pytest.skip(str(error))
     instruction, steps, groups = ilp.INSTRUCTIONS[name], 3, 2
-    total, count = ilp.operands(name, chains, ilp_sweep.SEED)[1], steps * instruction.depth
+    total, count = ilp.operands(name, chains, ilp_sweep.SEED)[1], steps * instruction.depth(chains)
     for scales, factor in ((0x7F7F7F7F, 1), (0x80808080, 4 if "scale" in name else 1)):
         arguments = ilp_sweep.launch_arguments(Point(name, source, chains, 1), groups, 0, "cpu")
         stored = execute(binary, (groups,), [*arguments[:5], steps, scales])

@@ -77,13 +77,35 @@ def test_a_profiler_that_may_not_count_says_why(script):
         profile(QUANTIZER)
 
 
+def test_a_profiler_that_hangs_is_ended(script, monkeypatch):
+    monkeypatch.setattr(hardware_counters, "PROFILE_SECONDS", 0.5)
+    script("import time; time.sleep(60)")
+    with pytest.raises(ExperimentError, match=r"ncu, quantize_both: ended after 0\.5 s without a table"):
+        profile(QUANTIZER)
+
+
+def test_ncu_is_found_where_its_installer_puts_it(tmp_path, monkeypatch):
+    """Its version, not the order of its letters, is the newest; what is on the PATH comes first."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(hardware_counters, "NSIGHT", tmp_path)
+    monkeypatch.setattr(hardware_counters, "find_cuda_tool", lambda name: None)
+    assert hardware_counters.find_ncu() is None
+    assert str(tmp_path) in hardware_counters.unavailable()
+    for version in ("2025.10.0", "2025.3.1"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "ncu").touch()
+    assert hardware_counters.find_ncu() == str(tmp_path / "2025.10.0/ncu")
+    monkeypatch.setattr(hardware_counters, "find_cuda_tool", lambda name: f"/usr/local/cuda/bin/{name}")
+    assert hardware_counters.find_ncu() == "/usr/local/cuda/bin/ncu"
+
+
 @pytest.mark.parametrize(
     ("arguments", "runs"), [(["--measured"], False), (["hardware_counters", "--measured"], True)], ids=str
 )
 def test_without_ncu_the_others_are_recorded_all_the_same(monkeypatch, capsys, tmp_path, arguments, runs):
     """One that is asked for by name runs, and says itself why it cannot."""
     done = []
-    monkeypatch.setattr(hardware_counters.shutil, "which", lambda name: None)
+    monkeypatch.setattr(hardware_counters, "find_ncu", lambda: None)
     monkeypatch.setattr(bench, "gpu", lambda: Gpu("A Card 80GB", "NVIDIA", "sm_90", 80 << 30, "580.1", "CUDA 13.0"))
     monkeypatch.setattr(bench, "_record_apart", lambda experiment, *rest: not done.append(experiment.name))
     assert bench.main([*arguments, "--out", str(tmp_path)]) == 0

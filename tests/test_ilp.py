@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 
 CARD = Gpu("A Card 80GB", "NVIDIA", "sm_90", 80 << 30, "580.1", "CUDA 13.0")
 KERNELS = [(name, source) for name, instruction in INSTRUCTIONS.items() for source in instruction.sources]
-TIMED = [(*kernel, chains) for kernel in KERNELS for chains in (1, 4, INSTRUCTIONS[kernel[0]].most_chains)]
+TIMED = [(*kernel, chains) for kernel in KERNELS for chains in sorted({1, 4, INSTRUCTIONS[kernel[0]].most_chains})]
 # What may stand in the loop beside the chains: its counter, and fences of the whole loop body.
 LOOP_ONLY = re.compile(
     r"U?I?ADD3|VIADD|U?ISETP|BRA|NOP|UMOV|WARPGROUP\.(ARRIVE|DEPBAR)|s_add|s_cmp|s_cbranch|s_waitcnt|s_nop|v_mov"
@@ -62,9 +62,20 @@ def check_the_loop(binary, name, chains):
     opcodes = opcodes_of(binary, body)
     matrix = {opcode: n for opcode, n in opcodes.items() if re.fullmatch(instruction.opcode, opcode)}
     assert len(matrix) == 1
-    assert sum(matrix.values()) == chains * instruction.depth
+    assert sum(matrix.values()) == chains * instruction.depth(chains)
     assert all(LOOP_ONLY.match(opcode) for opcode in opcodes if opcode not in matrix), opcodes
     assert chain_starts(body, instruction.opcode) == chains
+    if name.startswith("wgmma"):
+        check_what_is_waited_for(body, chains, instruction.depth(chains))
+
+
+def check_what_is_waited_for(body, chains, depth):
+    """After each product until the oldest of all chains has ended, at the end of a step for all: the pipe stays full.
+
+    ptxas waits for every product instead where it runs out of registers, and says so only in a warning.
+    """
+    waits = Counter(int(left, 16) for left in re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x\w+)", body))
+    assert waits == Counter({chains - 1: chains * depth}) + Counter({0: 1})
 
 
 def check_the_clocks(binary, name):
@@ -174,7 +185,16 @@ def test_accumulators_stay_whole_numbers_that_float32_holds(name):
     """|c| <= iterations * K * 2, K elements of A in a row."""
     k = {"FFMA": 1, "mma.sync m16n8k16 bf16": 16, "wgmma m64n64k32 e4m3": 32}.get(name, 128)
     assert INSTRUCTIONS[name].iterations * k * 2 <= 2**24
-    assert INSTRUCTIONS[name].iterations % INSTRUCTIONS[name].depth == 0
+    for chains in range(1, INSTRUCTIONS[name].most_chains + 1):
+        assert INSTRUCTIONS[name].iterations % INSTRUCTIONS[name].depth(chains) == 0
+
+
+@pytest.mark.parametrize("name", INSTRUCTIONS)
+def test_steps_are_about_as_long_for_every_number_of_chains(name):
+    """Or a loop's own instructions would bend the curve that all points are to lie on."""
+    lengths = [c * INSTRUCTIONS[name].depth(c) for c in ilp_sweep.CHAINS if c <= INSTRUCTIONS[name].most_chains]
+    assert max(lengths) == INSTRUCTIONS[name].step
+    assert min(lengths) * 4 >= 3 * INSTRUCTIONS[name].step
 
 
 def test_hoppers_fp8_accumulators_stay_exact():
@@ -222,7 +242,7 @@ def test_little_knows_only_the_product():
     assert [expected_fraction(x, 32, 48) for x in (1, 1.5, 2, 9)] == [pytest.approx(2 / 3), 1, 1, 1]
 
 
-@pytest.mark.parametrize(("name", "chains"), [("FFMA", 0), ("wgmma m64n64k32 e4m3", 7)])
+@pytest.mark.parametrize(("name", "chains"), [("FFMA", 0), ("wgmma m64n64k32 e4m3", 5)])
 def test_too_many_or_no_chains_are_refused(name, chains):
     with pytest.raises(ValueError, match=rf"{re.escape(name)} has 1 to \d chains, got {chains}"):
         ilp_sweep.compile_chains(name, chains, "CUDA")
@@ -354,9 +374,9 @@ def test_a_language_without_a_compiler_is_left_out_and_told(monkeypatch):
 
 
 def test_a_point_that_registers_do_not_admit_is_left_out():
-    """Six chains of wgmma take more than 128 registers: four warpgroups never fit."""
-    compiled_or_skip("wgmma m64n64k32 e4m3", "CUDA", 6)
-    cases = [Point("wgmma m64n64k32 e4m3", "CUDA", 6, groups) for groups in (1, 2, 4)]
+    """Four chains of wgmma take more than 128 registers: four warpgroups never fit."""
+    compiled_or_skip("wgmma m64n64k32 e4m3", "CUDA", 4)
+    cases = [Point("wgmma m64n64k32 e4m3", "CUDA", 4, groups) for groups in (1, 2, 4)]
     _, rows = ilp_sweep._measure("sm_90", 2, cases, device_of(1 << 20), True, silent)
     assert [row["waves_per_simd"] for row in rows] == [1, 2]
 
@@ -373,6 +393,25 @@ def test_what_does_not_add_up_is_not_timed(change, told):
     good = device_of(1 << 20)
     with pytest.raises(ExperimentError, match=rf"FFMA in CUDA, 1 chains, 1 groups a unit: {told}"):
         ilp_sweep._measure("sm_90", 2, [Point("FFMA", "CUDA", 1, 1)], lambda *a: change(good(*a)), True, silent)
+
+
+def test_a_point_that_does_not_add_up_is_named_and_the_others_count():
+    compiled_or_skip("FFMA", "CUDA", 1)
+    compiled_or_skip("FFMA", "CUDA", 2)
+    good, launched = device_of(1 << 20), []
+
+    def run(binary, point, *a):
+        launched.append(point.chains)
+        trace = good(binary, point, *a)
+        return dataclasses.replace(trace, units=[0] * len(trace.units)) if point.chains == 2 else trace
+
+    cases = [Point("FFMA", "CUDA", chains, 1) for chains in (2, 1)]
+    method, rows = ilp_sweep._measure("sm_90", 2, cases, run, True, silent)
+    assert [row["chains"] for row in rows] == [1]
+    assert rows[0]["fraction_of_best"] == 1
+    (told,) = method["refused"].items()
+    assert told == ("FFMA in CUDA, 2 chains, 1 groups a unit", f"{cases[0]}: unit 0 held 2 groups, not 1")
+    assert launched.count(2) == 1
 
 
 def test_other_chips_are_refused():

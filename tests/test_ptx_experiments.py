@@ -33,19 +33,19 @@ def launch_chains(name, source, chains, steps):
     return ilp_sweep.trace_of(arguments, blocks * INSTRUCTIONS[name].threads)
 
 
-@pytest.mark.parametrize("chains", [1, 3, 6])
+@pytest.mark.parametrize("chains", [1, 4])
 @pytest.mark.parametrize(("name", "source"), ON_NVIDIA)
 def test_timed_chains_add_up_and_read_their_clocks_around_the_loop(name, source, chains):
     """Every wave has its sum: operands and accumulators are where they belong."""
-    two, four = launch_chains(name, source, chains, 2), launch_chains(name, source, chains, 4)
-    depth, total = INSTRUCTIONS[name].depth, operands(name, chains, ilp_sweep.SEED)[1]
-    assert wrong_waves(two, name, total, 2 * depth) == wrong_waves(four, name, total, 4 * depth) == 0
-    assert wrong_waves(two, name, total, 2 * depth + 1) > 0
-    spans = [span_of_units(trace, groups_per_unit=2) for trace in (two, four)]
+    one, two = launch_chains(name, source, chains, 1), launch_chains(name, source, chains, 2)
+    depth, total = INSTRUCTIONS[name].depth(chains), operands(name, chains, ilp_sweep.SEED)[1]
+    assert wrong_waves(one, name, total, depth) == wrong_waves(two, name, total, 2 * depth) == 0
+    assert wrong_waves(one, name, total, depth + 1) > 0
+    spans = [span_of_units(trace, groups_per_unit=2) for trace in (one, two)]
     assert [len(each) for each in spans] == [UNITS, UNITS]
-    # Two steps more between the clocks are the chains' instructions, and of the loop's own and wgmma's waits a few.
-    each = 2 * chains if (name[:5], source) == ("wgmma", "Gluon") else 0  # Triton fences and commits every one
-    assert 0 <= spans[1][0] - spans[0][0] - 2 * depth * chains <= 2 * (6 + each)
+    # A step more between the clocks is the chains' instructions, and of the loop's own and wgmma's waits a few.
+    beside = 0 if not name.startswith("wgmma") else 3 if source == "Gluon" else 2  # commit, wait; Triton fences, too
+    assert 0 <= spans[1][0] - spans[0][0] - (1 + beside) * depth * chains <= 6
 
 
 @pytest.mark.parametrize("loads", [1, 4, 8])

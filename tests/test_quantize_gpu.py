@@ -464,6 +464,22 @@ def test_predictions_are_bytes_over_the_data_sheets_rate():
     assert h100["time_over_two_passes_p50"] == pytest.approx(4.0625 / 6.0625)
 
 
+def test_a_wrong_byte_costs_its_own_case_and_the_recording_says_so():
+    cases = [((4096, 4096), "bfloat16"), ((8192, 8192), "bfloat16")]
+
+    def case(shape, dtype, wrong=(4096,)):
+        if shape[0] in wrong:
+            raise ExperimentError(f"both, torch.{dtype}: 3 bytes differ from the reference's: not timed\nmore")
+        return [{"rows": shape[0]}]
+
+    told = "both, torch.bfloat16: 3 bytes differ from the reference's: not timed"
+    rows, left_out = quantizers._all_that_can_be_trusted(cases, case, silent)
+    assert rows == [{"rows": 8192}]
+    assert left_out == {"4096 x 4096, bfloat16": told}
+    with pytest.raises(ExperimentError, match=f"4096 x 4096, bfloat16: {told}; 8192 x 8192"):
+        quantizers._all_that_can_be_trusted(cases, lambda *c: case(*c, wrong=(4096, 8192)), silent)
+
+
 # --- on a GPU ---------------------------------------------------------------------------------------------------------
 
 
@@ -473,7 +489,9 @@ def test_a_graph_repeats_the_calls_that_were_captured():
     stopwatch = timing.GraphStopwatch()
     seconds = stopwatch(lambda i: seen[i % 2].add_(1), 6)
     assert seconds > 0
-    assert seen.tolist() == [6, 6], "three calls a set, in the untimed replay and in the timed one; none at capture"
+    assert seen.tolist() == [6, 6], (
+        "three calls a set, in the replay before the clock and in the timed one; none at capture"
+    )
 
 
 @needs_gpu

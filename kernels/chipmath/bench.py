@@ -213,13 +213,24 @@ def _record(experiment: Experiment, options: argparse.Namespace, source: Source)
 
 
 def _record_apart(experiment: Experiment, options: argparse.Namespace, source: Source) -> bool:
-    """In a process of its own: an error on the GPU ends every later call of its process, and would end the others."""
+    """In a process of its own: an error on the GPU ends every later call of its process, and would end the others.
+
+    One that hangs is ended, or the others would never have their turn.
+    """
     command = [sys.executable, "-m", "chipmath.bench", experiment.name]
     command += ["--quick"] if options.quick else []
     command += ["--out", str(options.out)] if options.out else []
     command += ["--commit", options.commit] if options.commit else []
     sys.stdout.flush()
-    return subprocess.run(command, env=_environment(), check=False).returncode == 0
+    began = time.monotonic()
+    try:
+        done = subprocess.run(command, env=_environment(), timeout=experiment.longest_seconds, check=False)
+    except subprocess.TimeoutExpired:
+        limit = experiment.longest_seconds
+        print(f"{experiment.name}: ended after {limit} s, more than it ever should take", file=sys.stderr)
+        return False
+    print(f"{experiment.name}: {time.monotonic() - began:.0f} s in all", flush=True)
+    return done.returncode == 0
 
 
 def _environment(**more: str) -> dict[str, str]:
@@ -287,14 +298,15 @@ def _rehearse_apart(experiment: Experiment) -> bool:
 
 
 class _Progress:
-    """Progress on the terminal: the first and last step, and at most one line a second between."""
+    """Progress: the first and last step, and at most a line a second between; in a log few, or errors would drown."""
 
     def __init__(self, name: str):
         self.name = name
         self.shown = 0.0
+        self.pause_seconds = 1 if sys.stderr.isatty() else 15
 
     def __call__(self, done: int, total: int, text: str) -> None:
-        if done in (0, total) or time.monotonic() - self.shown > 1:
+        if done in (0, total) or time.monotonic() - self.shown > self.pause_seconds:
             print(f"  {self.name}: {done}/{total} {text}", file=sys.stderr, flush=True)
             self.shown = time.monotonic()
 

@@ -26,7 +26,7 @@ class Instruction:
     accumulators  of one chain, a thread
     a_elements   of one chain, for all waves that issue it together
     encoding     of A's and B's elements in the words that the kernel reads
-    depth        instructions of each chain in a step of the loop
+    step         instructions of all chains in a step of the loop, at most; a power of two
     iterations   of every chain in a launch: it lasts long beside its start, and accumulators stay exact
     rate         key of ``devices.DEVICES[arch].matrix_rates``; None: not a matrix instruction
     gluon        its kernel in ilp_gluon.py; None: Triton cannot be made to emit it
@@ -41,7 +41,7 @@ class Instruction:
     accumulators: int
     a_elements: int
     encoding: str
-    depth: int
+    step: int
     threads: int
     most_chains: int
     rate: str | None
@@ -53,6 +53,14 @@ class Instruction:
         """The languages that the timed kernel is written in."""
         own = "CUDA" if self.arch.startswith("sm_") else "HIP"
         return (own, "Gluon") if self.gluon else (own,)
+
+    def depth(self, chains: int) -> int:
+        """Instructions of each chain in a step: so many that steps are about as long whatever the number of chains.
+
+        A loop's own instructions then cost every point alike. With as many of each chain at every point, they would
+        cost a warp of one chain eight times what they cost a warp of eight.
+        """
+        return self.step >> (chains - 1).bit_length()
 
     @property
     def flop_per_clock_at_most(self) -> float:
@@ -74,7 +82,7 @@ MFMA = Instruction(
     accumulators=4,
     a_elements=16 * 128,
     encoding="e4m3",
-    depth=8,
+    step=64,
     threads=256,
     most_chains=8,
     rate="fp8",
@@ -93,7 +101,7 @@ INSTRUCTIONS = {
         accumulators=1,
         a_elements=32,
         encoding="float32",
-        depth=64,
+        step=512,
         threads=128,
         most_chains=8,
         rate=None,
@@ -110,7 +118,7 @@ INSTRUCTIONS = {
         accumulators=4,
         a_elements=16 * 16,
         encoding="bfloat16",
-        depth=8,
+        step=128,
         threads=128,
         most_chains=8,
         rate="bf16",
@@ -127,9 +135,9 @@ INSTRUCTIONS = {
         accumulators=32,
         a_elements=64 * 32,
         encoding="e4m3",
-        depth=1,
+        step=128,
         threads=128,
-        most_chains=6,
+        most_chains=4,  # beyond, ptxas lacks registers in Gluon's kernel and waits for every product
         rate="fp8",
         iterations=WGMMA_ITERATIONS,
         gluon="wgmma",

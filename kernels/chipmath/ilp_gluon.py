@@ -175,17 +175,34 @@ def _wgmma_layout():
 
 @gluon.jit
 def _step_wgmma(x, c, DEPTH: gl.constexpr):
-    """Every step waits for its own."""
+    """Before a chain goes on, its own last product has ended: as many are under way as there are chains."""
     for _ in gl.static_range(DEPTH):
-        added = ()
         for i in gl.static_range(len(c)):
-            added = added + (hopper.warpgroup_mma(x[0], x[1], c[i], is_async=True),)
-        c = added
-    done = hopper.warpgroup_mma_wait(0, c)
+            issued = hopper.warpgroup_mma(x[0], x[1], c[i], is_async=True)
+            c = _waited(_replaced(c, i, issued), len(c) - 1)
+    return _waited(c, 0)
+
+
+@gluon.jit
+def _waited(c, UNDER_WAY: gl.constexpr):
+    """The chains, of which at most so many products are under way."""
+    done = hopper.warpgroup_mma_wait(UNDER_WAY, c)
     if len(c) == 1:  # then it is no tuple
         return (done,)
     else:
         return done
+
+
+@gluon.jit
+def _replaced(c, i: gl.constexpr, new):
+    """The tuple with another element i."""
+    chains = ()
+    for j in gl.static_range(len(c)):
+        if j == i:  # noqa: SIM108  Gluon compiles no choice between tensors in an expression
+            chains = chains + (new,)
+        else:
+            chains = chains + (c[j],)
+    return chains
 
 
 @gluon.jit

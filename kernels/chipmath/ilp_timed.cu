@@ -2,9 +2,11 @@
 //
 //   KIND     FFMA        one fma.rn.f32 a thread
 //            MMA_BF16    mma.sync.m16n8k16 of a warp, bfloat16 operands, float32 accumulators
-//            WGMMA_E4M3  wgmma.m64n64k32 of a warpgroup, E4M3 operands in shared memory; every step waits for its own
+//            WGMMA_E4M3  wgmma.m64n64k32 of a warpgroup, E4M3 operands in shared memory. It is asynchronous, so a chain
+//                        waits for its own last product before it goes on, as the hardware makes the others do: as many
+//                        are under way as there are chains. Waiting for all together would empty the pipe in every step
 //   CHAINS   1, 2, …
-//   DEPTH    instructions of each chain in a step: deep enough that the loop's own instructions do not count
+//   DEPTH    instructions of each chain in a step: deep enough that the loop's own instructions hardly count
 //   THREADS  per block, exactly
 //
 // words      the registers of A of every chain, then those of B, 32 lanes each; WGMMA_E4M3: tile A, then tile B. From
@@ -105,14 +107,16 @@ __device__ __forceinline__ void step(const operands& x, float (&c)[CHAINS][REGIS
 #pragma unroll
   for (int d = 0; d < DEPTH; ++d)
 #pragma unroll
-    for (int i = 0; i < CHAINS; ++i)
+    for (int i = 0; i < CHAINS; ++i) {
       asm volatile(
           "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 "
           "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
           "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, 1, 1, 1;"
           : EIGHT(i, 0), EIGHT(i, 8), EIGHT(i, 16), EIGHT(i, 24)
           : "l"(x.a), "l"(x.b));
-  asm volatile("wgmma.commit_group.sync.aligned;");
+      asm volatile("wgmma.commit_group.sync.aligned;");
+      asm volatile("wgmma.wait_group.sync.aligned %0;" : : "n"(CHAINS - 1));  // the next chain's last one has ended
+    }
   asm volatile("wgmma.wait_group.sync.aligned 0;");
 }
 #endif

@@ -54,6 +54,7 @@ class Experiment:
     keys: dict[str, str]
     values: dict[str, str]
     kind: ClassVar[str] = ""
+    longest_seconds = None  # however long it takes; only measured ones may hang
 
     @property
     def columns(self) -> list[str]:
@@ -155,6 +156,7 @@ class MeasuredExperiment(Experiment):
     predict     a few rows that the model expects; each names its ``arch`` or ``device``
     prediction  what kind of prediction that is, in a few words
     predicted_from  the compiled experiments whose recordings the prediction reads
+    longest_seconds  of a full run, compilers and torch's start included: one that takes longer has hung
     unavailable  why it cannot run here, for want of a tool that most machines lack; an empty string: it can
     shown       the columns, of measured and predicted rows, that a page shows
     """
@@ -165,6 +167,7 @@ class MeasuredExperiment(Experiment):
     prediction: str
     shown: dict[str, Shown]
     predicted_from: tuple[str, ...] = ()
+    longest_seconds: int = 180
     unavailable: Callable[[], str] = str
     kind: ClassVar[str] = "measured"
 

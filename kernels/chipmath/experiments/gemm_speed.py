@@ -15,7 +15,7 @@ from chipmath.gpu import Gpu
 from chipmath.recordings import newest
 
 SHAPES, QUICK_SHAPES = ((4096, 4096, 4096), (8192, 8192, 8192), (8192, 4096, 14336)), ((4096, 4096, 4096),)
-ROUNDS, QUICK_ROUNDS = 15, 5
+ROUNDS, QUICK_ROUNDS, CONVERSION_ROUNDS = 15, 5, 5
 CHECKED_ROWS = 64
 SEED = 0
 REFERENCE = "bfloat16 product"
@@ -55,7 +55,10 @@ def _measure(
         progress(done, len(shapes), f"{m} x {n} x {k}")
         candidates, errors, conversions, refused = _candidates(where, arch, shape)
         left_out |= {f"{name}, {m} x {n} x {k}": why for name, why in refused.items()}
-        seconds = take_turns({**candidates, **conversions}, stopwatch, rounds=rounds)
+        # Apart: after a conversion, which is light work, a product would find a higher clock than after another.
+        seconds = take_turns(candidates, stopwatch, rounds=rounds)
+        if conversions:
+            seconds |= take_turns(conversions, stopwatch, rounds=CONVERSION_ROUNDS)
         for name in candidates:
             time, ratio = spread(seconds[name]), spread([r / s for r, s in zip(seconds[REFERENCE], seconds[name])])
             rate = spread([2 * m * n * k / s for s in seconds[name]])
@@ -114,7 +117,7 @@ def _candidates(where: str, arch: str, shape: tuple[int, int, int]):
             )
             continue
         multiply = matmul_gpu.plan(a, b, route)
-        if route == "folded_cublas" and (why := _refusal(multiply)):
+        if why := _refusal(multiply):
             refused[route] = why
             continue
         candidates[route] = lambda i, multiply=multiply: multiply()
@@ -139,11 +142,15 @@ def _candidates(where: str, arch: str, shape: tuple[int, int, int]):
 
 
 def _refusal(multiply) -> str:
-    """Why the installed library does not do this product; empty if it does. The recording says so in left_out."""
+    """Why the installed library or compiler does not do this product; empty if it does.
+
+    The recording says so in left_out. Triton's errors are a compiler's, or of a kernel that wants more than a chip has.
+    """
     try:
         multiply()
-    except (RuntimeError, ValueError) as error:  # NotImplementedError (cublasLt before 12.9) is a RuntimeError
-        return str(error).splitlines()[0]
+    # NotImplementedError (cublasLt before 12.9) is a RuntimeError
+    except (RuntimeError, ValueError, find_triton().TritonError) as error:
+        return str(error).strip().partition("\n")[0]
     return ""
 
 

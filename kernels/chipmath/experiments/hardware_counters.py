@@ -7,7 +7,6 @@ in warps a cycle, over the cycles in which an SM had any, and set beside what `c
 
 import csv
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from chipmath.crosscompile import find_cuda_tool
 from chipmath.devices import PRODUCTS, device
 from chipmath.experiments import gemm_routes, quantizer_code
 from chipmath.experiments.experiment import ExperimentError, MeasuredExperiment, Progress, Row, Shown
@@ -34,6 +34,8 @@ METRICS = {
 REGISTERS = "launch__registers_per_thread"
 QUANTIZER, PRODUCT = "quantize_both", "fp16_relative"
 FUNCTIONS = {QUANTIZER: "patches_kernel", PRODUCT: "fp16_relative"}  # what is launched, and its name in the code
+NSIGHT = Path("/opt/nvidia/nsight-compute")  # where its packages put it, each version in a folder of its own
+PROFILE_SECONDS = 75  # of which most start Python; counting replays one launch a few times
 SIZE = 8192  # rows, columns, and K
 SEED = 0
 ARCHS = ("sm_90", "sm_100")
@@ -42,9 +44,15 @@ Profile = Callable[[str], str]  # a kernel -> ncu's table
 Code = Callable[[str], Row]  # a kernel -> registers, waves_per_unit and limiters of its machine code
 
 
+def find_ncu() -> str | None:
+    """Path of the profiler: from PATH, the CUDA toolkit, or its own installer's folder, the newest version there."""
+    versions = sorted(NSIGHT.glob("*/ncu"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.parent.name)])
+    return find_cuda_tool("ncu") or next((str(path) for path in reversed(versions)), None)
+
+
 def unavailable() -> str:
     """Why nothing can be counted here, or an empty string."""
-    return "" if shutil.which("ncu") else "no ncu (NVIDIA Nsight Compute) on the PATH"
+    return "" if find_ncu() else f"no ncu (NVIDIA Nsight Compute) on the PATH, in the CUDA toolkit or in {NSIGHT}"
 
 
 def measure(gpu: Gpu, quick: bool, progress: Progress) -> tuple[dict, list[Row]]:
@@ -74,13 +82,22 @@ def profile(kernel: str) -> str:
     """What ncu writes of the second launch of a kernel in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "table.csv"
-        command = ["ncu", "--csv", "--page", "raw", "--print-units", "base", "--log-file", str(table)]
+        command = [find_ncu(), "--csv", "--page", "raw", "--print-units", "base", "--log-file", str(table)]
         command += ["--clock-control", "none", "--metrics", ",".join([*METRICS.values(), REGISTERS])]
         command += ["--kernel-name", FUNCTIONS[kernel], "--launch-skip", "1", "--launch-count", "1"]
         command += [sys.executable, "-m", "chipmath.experiments.hardware_counters", kernel]
-        done = subprocess.run(
-            command, cwd=PACKAGE.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-        )
+        try:
+            done = subprocess.run(
+                command,
+                cwd=PACKAGE.parent,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=PROFILE_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise ExperimentError(f"ncu, {kernel}: ended after {PROFILE_SECONDS} s without a table") from None
         text = table.read_text() if table.exists() else ""
     if done.returncode:
         raise ExperimentError(f"ncu, {kernel}: {_first_error(text + done.stdout) or f'exit status {done.returncode}'}")

@@ -1,7 +1,8 @@
 """Chains per wave against waves per SIMD, in the unit's own clocks: does one curve hold all points?
 
 Every point launches exactly as many groups as the device holds at once. It counts only if each unit had its share of
-them at the same time, and if every wave's accumulators add up to the one right whole number. Each instruction is timed
+them at the same time, and if every wave's accumulators add up to the one right whole number; the recording names a
+point that does not count, and why. Each instruction is timed
 in two languages, C++ and Gluon: the same chains by another compiler.
 """
 
@@ -59,7 +60,12 @@ def compile_chains(name: str, chains: int, source: str) -> Binary:
         raise ValueError(f"{name} is written in {', '.join(instruction.sources)}, not in {source!r}")
     if source == "Gluon":
         return compile_gluon(instruction, chains, instruction.arch)
-    macros = {**instruction.macros, "CHAINS": chains, "DEPTH": instruction.depth, "THREADS": instruction.threads}
+    macros = {
+        **instruction.macros,
+        "CHAINS": chains,
+        "DEPTH": instruction.depth(chains),
+        "THREADS": instruction.threads,
+    }
     if source == "CUDA":
         return compile_cuda(PACKAGE / "ilp_timed.cu", instruction.arch, macros)
     return compile_hip(PACKAGE / "ilp_timed.hip", instruction.arch, macros)
@@ -82,7 +88,7 @@ def compile_gluon(instruction: Instruction, chains: int, arch: str) -> Binary:
     return compile_triton(
         getattr(ilp_gluon, instruction.gluon),
         signature,
-        {"CHAINS": chains, "DEPTH": instruction.depth},
+        {"CHAINS": chains, "DEPTH": instruction.depth(chains)},
         arch,
         num_warps=instruction.threads // device(arch).wave_lanes,
     )
@@ -114,13 +120,18 @@ def measure(gpu: Gpu, quick: bool, progress: Progress) -> tuple[dict, list[Row]]
 
 
 def run_on_device(binary: Binary, point: Point, groups: int, dynamic_shared_bytes: int) -> Trace:
-    """One launch of so many groups in all."""
-    from chipmath.experiments.launching import launch
+    """The second of two launches of so many groups in all; the first brings code and operands into the caches."""
+    import torch
+
+    from chipmath.experiments.launching import loaded
 
     threads = INSTRUCTIONS[point.instruction].threads
-    arguments = launch_arguments(point, groups, binary.parameters, "cuda")
-    launch(binary, groups, threads, arguments, dynamic_shared_bytes=dynamic_shared_bytes)
-    return trace_of(arguments, groups * threads)
+    first, second = (launch_arguments(point, groups, binary.parameters, "cuda") for _ in range(2))
+    torch.cuda.synchronize()  # they are ready, whichever stream made them
+    with loaded(binary, threads, dynamic_shared_bytes=dynamic_shared_bytes) as enqueue:
+        enqueue(groups, first)
+        enqueue(groups, second)
+    return trace_of(second, groups * threads)
 
 
 def launch_arguments(point: Point, groups: int, parameters: int, where: str) -> list:
@@ -137,7 +148,8 @@ def launch_arguments(point: Point, groups: int, parameters: int, where: str) -> 
     sums = torch.full((groups * instruction.threads * each,), -1, dtype=torch.int64, device=where)
     starts, stops = (torch.zeros(groups, dtype=torch.int64, device=where) for _ in range(2))
     units = torch.full((groups,), -1, dtype=torch.int32, device=where)
-    arguments = [sums, starts, stops, units, words.to(where), instruction.iterations // instruction.depth]
+    steps = instruction.iterations // instruction.depth(point.chains)
+    arguments = [sums, starts, stops, units, words.to(where), steps]
     if instruction.arch.startswith("gfx"):
         arguments.append(0x7F7F7F7F)  # four scale bytes that are one
     return arguments + [torch.empty(0, device=where)] * (parameters - len(arguments))  # null pointers
@@ -188,22 +200,32 @@ def _measure(
     launches = {case: shared for case, shared in launches.items() if shared is not None}
     if not launches:
         raise ExperimentError(f"no point of the sweep fits {arch}")
-    rounds, rates = QUICK_ROUNDS if quick else ROUNDS, {case: [] for case in launches}
+    rounds, rates, refused = QUICK_ROUNDS if quick else ROUNDS, {case: [] for case in launches}, {}
     for turn in range(rounds):
         for done, (case, shared) in enumerate(launches.items()):
             progress(len(cases) + done * len(cases) // len(launches), 2 * len(cases), f"round {turn}: {case}")
-            rates[case].append(_rate(case, units, binaries[_kernel(case)], shared, run))
+            if case not in rates:
+                continue
+            try:
+                rates[case].append(_rate(case, units, binaries[_kernel(case)], shared, run))
+            except ExperimentError as error:  # this point counts for nothing in any round
+                refused[str(case)] = str(error)
+                del rates[case]
+    if not rates:
+        raise ExperimentError(f"no point of the sweep adds up: {next(iter(refused.values()))}")
     progress(2 * len(cases), 2 * len(cases), "done")
-    names = dict.fromkeys(case.instruction for case in launches)
+    names = dict.fromkeys(case.instruction for case in rates)
     best = {name: max(spread(r).p50 for case, r in rates.items() if case.instruction == name) for name in names}
     rows = [_row(case, binaries[_kernel(case)], values, best[case.instruction]) for case, values in rates.items()]
     method = {
         "timer": "the unit's own clock, first start to last stop of its groups; median of units, then of rounds",
+        "warm": "each is the second of two launches in a row",
         "rounds": rounds,
         "iterations": {name: INSTRUCTIONS[name].iterations for name in names},
         "input": f"A: whole numbers from -2 to 2, seed {SEED}; B: ones",
         "shared": "dynamic, as much as lets exactly so many groups in",
         "left_out": "points whose registers admit fewer groups",
+        "refused": refused,
         "compilers_missing": missing,
         "compilers": {case.source: binaries[_kernel(case)].compiler for case in launches},
     }

@@ -37,12 +37,33 @@ def measure(gpu: Gpu, quick: bool, progress: Progress) -> tuple[dict, list[dict]
         raise ExperimentError(f"quantizers wants {needed:.0f} GiB of memory, this GPU has {has:.0f}")
     shapes, dtypes, rounds = (QUICK_SHAPES, QUICK_DTYPES, QUICK_ROUNDS) if quick else (SHAPES, DTYPES, ROUNDS)
     peers = _peers(quick)
-    rows, cases = [], [(shape, dtype) for dtype in dtypes for shape in shapes]
+    cases = [(shape, dtype) for dtype in dtypes for shape in shapes]
+
+    def case(shape: tuple[int, int], dtype: str) -> list[dict]:
+        return _measure(_OnGpu(gpu.arch), shape, dtype, ROTATION_BYTES, GraphStopwatch(), rounds, peers)
+
+    rows, left_out = _all_that_can_be_trusted(cases, case, progress)
+    return _method("device events around graphs", rounds, ROTATION_BYTES, peers) | {"left_out": left_out}, rows
+
+
+def _all_that_can_be_trusted(
+    cases: list[tuple[tuple[int, int], str]], measure_case: Callable[..., list[dict]], progress: Progress
+) -> tuple[list[dict], dict[str, str]]:
+    """The rows of every case, and why there are none of others: one wrong byte costs its own case, not all."""
+    import torch
+
+    rows, left_out = [], {}
     for done, (shape, dtype) in enumerate(cases):
-        progress(done, len(cases), f"{shape[0]} x {shape[1]}, {dtype}")
-        rows += _measure(_OnGpu(gpu.arch), shape, dtype, ROTATION_BYTES, GraphStopwatch(), rounds, peers)
+        name = f"{shape[0]} x {shape[1]}, {dtype}"
+        progress(done, len(cases), name)
+        try:
+            rows += measure_case(shape, dtype)
+        except (ExperimentError, torch.OutOfMemoryError) as error:
+            left_out[name] = str(error).partition("\n")[0]
+    if not rows:
+        raise ExperimentError("; ".join(f"{name}: {why}" for name, why in left_out.items()))
     progress(len(cases), len(cases), "done")
-    return _method("device events around graphs", rounds, ROTATION_BYTES, peers), rows
+    return rows, left_out
 
 
 def rehearse(progress: Progress) -> tuple[dict, list[dict]]:
@@ -309,6 +330,7 @@ EXPERIMENT = MeasuredExperiment(
     measure=measure,
     rehearse=rehearse,
     predict=predict,
+    longest_seconds=300,  # most of it torch.compile's
     prediction=(
         f"the least time that the data sheet's bandwidth admits for {SHAPES[-1][0]} × {SHAPES[-1][1]} bfloat16, "
         "and the ratio of bytes as the ratio of times"

@@ -1,17 +1,21 @@
 """Times that can be compared: candidates take turns, each beside a reference of the same round; medians have a spread.
 
-A GPU's clock moves while it is measured, and nobody here sets it. So every round times every candidate once, in an
-order that rotates, and what is reported beside the time is its ratio to the reference of the same round.
+A GPU's clock moves while it is measured, and nobody here sets it. So every round times every candidate once, and what
+is reported beside the time is its ratio to the reference of the same round. The order is drawn anew for every round: a
+candidate that always ran after a hot one would find a slower clock than the others. An idle GPU's clock is low, so work
+comes before the first round.
 """
 
+import random
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-Candidate = Callable[[int], None]  # does the work once; the argument counts the calls, to rotate among buffers
+Candidate = Callable[[int], None]  # does the work once; the argument counts the calls, to rotate among buffers; -1 too
 Stopwatch = Callable[[Candidate, int], float]  # seconds a call, over so many calls
 BATCH_SECONDS = 4e-3  # long beside a launch, short beside what makes a clock drift
+WARM_SECONDS = 0.2  # a clock rises within some tens of milliseconds
 
 
 @dataclass(frozen=True)
@@ -33,28 +37,30 @@ def take_turns(
     candidates: dict[str, Candidate], stopwatch: Stopwatch, *, rounds: int, batch_seconds: float = BATCH_SECONDS
 ) -> dict[str, list[float]]:
     """Seconds a call of every candidate in every round."""
-    calls = {name: _calls(candidate, stopwatch, batch_seconds) for name, candidate in candidates.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    names = list(candidates)
-    for turn in range(rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
+    names, drawn = list(candidates), random.Random(0)
+    for candidate in candidates.values():  # the first calls compile and load
+        for i in range(2):
+            candidate(i)
+    worked = 0.0
+    while worked < WARM_SECONDS:
+        worked += 2 * sum(stopwatch(candidate, 2) for candidate in candidates.values())
+    calls = {name: max(1, round(batch_seconds / stopwatch(candidates[name], 2))) for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in drawn.sample(names, len(names)):
             seconds[name].append(stopwatch(candidates[name], calls[name]))
     return seconds
 
 
-def _calls(candidate: Candidate, stopwatch: Stopwatch, batch_seconds: float) -> int:
-    """How many calls fill a batch; the first calls compile and load, so they are not timed."""
-    for i in range(2):
-        candidate(i)
-    return max(1, round(batch_seconds / stopwatch(candidate, 2)))
-
-
 def event_stopwatch(candidate: Candidate, calls: int) -> float:
-    """Time on the GPU between two events, CUDA's or HIP's."""
+    """Time on the GPU between two events, CUDA's or HIP's.
+
+    A call before the first event keeps the GPU busy until the host has launched those that count.
+    """
     import torch
 
     start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    candidate(-1)  # whose buffers are those before the first call's
     start.record()
     for i in range(calls):
         candidate(i)
@@ -75,7 +81,7 @@ class GraphStopwatch:
         self._graphs: dict[Candidate, tuple] = {}
 
     def __call__(self, candidate: Candidate, calls: int) -> float:
-        """Seconds a call; the capture, and the first replay, which loads the graph, are not timed."""
+        """Seconds a call; the capture is not timed, nor the replay before each that counts."""
         import torch
 
         captured, graph = self._graphs.get(candidate, (0, None))
@@ -84,7 +90,6 @@ class GraphStopwatch:
             with torch.cuda.graph(graph):
                 for i in range(calls):
                     candidate(i)
-            graph.replay()
             self._graphs[candidate] = calls, graph
         return event_stopwatch(lambda i: graph.replay(), 1) / calls
 
