@@ -382,7 +382,7 @@ def test_clocks_of_shared_memory_by_hand():
     )
     sass = "".join(f"        /*{16 * at:04x}*/                   {line} ;\n" for at, (line, _) in enumerate(lines))
     assert gemm_routes.shared_clocks(sass, 8) == 8 * sum(clocks for _, clocks in lines)
-    # 64 x 128 x 16 of FP16: B is 4 KiB, A another 2 KiB; two warpgroups. FP8, both from shared memory: 64 x 32 bytes each.
+    # FP16, 64 x 128 x 16, two warpgroups: B is 4 KiB, A another 2. FP8, 64 x 64 x 32: A and B are 64 x 32 bytes each.
     half = "HGMMA.64x128x16.F32 R24, R92, gdesc[UR12], R24 ;"
     assert gemm_routes.shared_clocks(half, 8) == 2 * 4096 / 128
     assert gemm_routes.shared_clocks(half.replace("R92, ", ""), 8) == 2 * (4096 + 2048) / 128

@@ -283,7 +283,7 @@ def _fnuz(fmt):
     """No -0 and no Inf: the code of -0 is the only NaN. Beyond the largest number a mode decides; here it is NaN."""
 
     def cast(y: Tensor) -> Tensor:
-        code = fmt.encode(y).int()
+        code = fmt.encode(torch.where(y.isnan(), 0, y)).int()
         code = torch.where(code == FNUZ_NAN, 0, code)
         return torch.where(y.isnan() | (y.abs() > fmt.max), FNUZ_NAN, code).to(torch.uint8)
 

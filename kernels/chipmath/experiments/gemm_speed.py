@@ -229,7 +229,7 @@ EXPERIMENT = MeasuredExperiment(
     measure=measure,
     rehearse=rehearse,
     predict=predict,
-    prediction="the most that the compiled loop admits on an H100; tensor cores, schedulers, shared memory overlap or not",
+    prediction="the most that the compiled loop admits on an H100, its three units overlapped or one after the other",
     predicted_from=(gemm_routes.EXPERIMENT.name,),
     shown={
         "device": Shown("card"),
