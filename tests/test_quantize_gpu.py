@@ -433,7 +433,10 @@ def test_sources_of_the_rungs_write_the_references_bytes(variant, arch):
     assert all(torch.equal(got, its) for got, its in zip(given[wanted], expected[wanted], strict=True))
 
 
-@pytest.mark.parametrize(("encoder", "codes"), [("cvt", (0x7F, 0x7F)), ("scaled", (0x7F, 0xFF)), ("fnuz", (0x80, 0x80))])
+NAN_CODES = {"cvt": (0x7F, 0x7F), "scaled": (0x7F, 0xFF), "fnuz": (0x80, 0x80)}  # of NaN, of negative NaN
+
+
+@pytest.mark.parametrize(("encoder", "codes"), NAN_CODES.items(), ids=NAN_CODES)
 def test_models_of_converters_take_nan_of_either_sign(encoder, codes):
     cast = gluon_on_cpu.CASTS[encoder]["E4M3FNUZ" if encoder == "fnuz" else "E4M3"]
     nans = torch.tensor([0x7FC00000, -1], dtype=torch.int32).view(torch.float32)
