@@ -10,7 +10,7 @@ from chipmath.experiments import bytes_in_flight, ilp_sweep, residency_launches
 from chipmath.experiments.ilp_sweep import Point
 from chipmath.ilp import INSTRUCTIONS, operands, span_of_units, wrong_waves
 from oracles.execute import execute
-from oracles.ptx import UNITS
+from oracles.ptx_machine import UNITS
 
 ON_NVIDIA = [
     (name, source) for name, each in INSTRUCTIONS.items() if each.arch.startswith("sm_") for source in each.sources

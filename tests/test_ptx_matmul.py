@@ -14,7 +14,7 @@ from chipmath.matmul_gpu import ROUTE_ARCHS, bf16_scales, fp16_span
 from chipmath.quantize import MXTensor
 from oracles.execute import mistake
 from oracles.memory import AccessError
-from oracles.ptx import Shared
+from oracles.ptx_shared import Shared
 from test_matmul_gpu import NAN, seeded, whole_numbers
 
 KERNELS = ("dot_scaled", "fp16_relative", "folded_128")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from chipmath.crosscompile import Binary, compile_triton
 from chipmath.devices import device
-from oracles import cdna, ptx, ptx_matrix  # noqa: F401 -- the last adds instructions to the one before
+from oracles import cdna, ptx
 from oracles.memory import Memory
 from torch import Tensor
 

@@ -1,6 +1,6 @@
 """The PTX of matrix products: asynchronous copies, ldmatrix, mma.sync of a warp, wgmma of four.
 
-Importing this adds them to the instructions of `ptx`. Operand layouts are those of the PTX ISA: "Warp Level Matrix
+Importing this adds them to the table of `ptx_machine`. Operand layouts are those of the PTX ISA: "Warp Level Matrix
 Multiply-Accumulate Instructions" (fragments of m16n8k16 and m16n8k32) and "Asynchronous Warpgroup Level Matrix Multiply
 -Accumulate Instructions" (register fragments, matrix descriptors, swizzling modes). Sums are float64, rounded once to
 float32: what tensor cores keep of a sum is not documented, so callers compare only sums that are exact in any order.
@@ -12,7 +12,9 @@ import re
 
 import numpy as np
 from oracles.floats import from_bfloat16
-from oracles.ptx import FP8, Instruction, Machine, instruction, only, parts
+from oracles.ptx_instructions import FP8
+from oracles.ptx_machine import Machine, instruction, only, parts
+from oracles.ptx_text import Instruction
 
 DECODE = {
     "f16": lambda data: data.view(np.float16).astype(np.float64),
