@@ -371,18 +371,37 @@ def test_larger_tiles_were_tried_and_spill():
         assert all(r["spills"] or r["groups_per_unit"] < row["groups_per_unit"] for r in larger)
 
 
-def test_the_prediction_is_the_busier_unit():
+def test_clocks_of_shared_memory_by_hand():
+    lines = (
+        ("LDS.U8 R1, [R2]", 1),  # a warp, 32 bytes: a clock all the same
+        ("LDS R1, [R2]", 1),
+        ("@P0 STS.64 [R2], R4", 2),
+        ("LDS.128 R4, [R2]", 4),
+        ("LDGSTS.E.BYPASS.128 [R2], desc[UR4][R4.64]", 4),
+        ("LDG.E.128 R4, desc[UR4][R4.64]", 0),
+    )
+    sass = "".join(f"        /*{16 * at:04x}*/                   {line} ;\n" for at, (line, _) in enumerate(lines))
+    assert gemm_routes.shared_clocks(sass, 8) == 8 * sum(clocks for _, clocks in lines)
+    # FP16, 64 x 128 x 16, two warpgroups: B is 4 KiB, A another 2. FP8, 64 x 64 x 32: A and B are 64 x 32 bytes each.
+    half = "HGMMA.64x128x16.F32 R24, R92, gdesc[UR12], R24 ;"
+    assert gemm_routes.shared_clocks(half, 8) == 2 * 4096 / 128
+    assert gemm_routes.shared_clocks(half.replace("R92, ", ""), 8) == 2 * (4096 + 2048) / 128
+    fp8 = "QGMMA.64x64x32.F32.E4M3.E4M3 R56, gdesc[UR20], RZ, !UPT ;"
+    assert gemm_routes.shared_clocks(fp8, 4) == 2 * 64 * 32 / 128
+
+
+def test_the_prediction_is_the_busiest_unit():
     rows = {row["route"]: row for row in gemm_speed.predict()}
     for route, row in rows.items():
         (m, n, k), _, _ = TILES[route, "NVIDIA"]
         rate = 8192 if route == "folded_128" else 4096
         assert row["tensor_clocks"] == 2 * m * n * k / rate
-        assert row["flop_per_s_at_most"] * max(row["tensor_clocks"], row["issue_clocks"]) == pytest.approx(
-            2 * m * n * k * 132 * 1.83e9
-        )
+        busiest = max(row[f"{unit}_clocks"] for unit in ("tensor", "issue", "shared"))
+        assert row["flop_per_s_at_most"] * busiest == pytest.approx(2 * m * n * k * 132 * 1.83e9)
         assert row["flop_per_s_without_overlap"] < row["flop_per_s_at_most"]
     assert rows["dot_scaled"]["issue_clocks"] > rows["dot_scaled"]["tensor_clocks"]
     assert rows["fp16_relative"]["issue_clocks"] < rows["fp16_relative"]["tensor_clocks"]
+    assert all(row["shared_clocks"] > row["tensor_clocks"] for row in rows.values())
 
 
 def test_a_wrong_product_is_never_timed(monkeypatch):

@@ -409,6 +409,47 @@ def silent(done, total, text):
     pass
 
 
+# Variants that users never launch: their counts say nothing unless they compute the same. Shapes are whole tiles.
+RUNGS = {
+    "rows: integer scale, integer encoder, in tiles": (96, 1024),
+    "columns: through shared memory": (128, 256),
+    "both: through shared memory": (128, 192),
+    "both: through shared memory, 32 x 256": (96, 256),
+    "both: through shared memory, 32 x 512": (96, 512),
+}
+
+
+@needs_triton
+@pytest.mark.parametrize("arch", ["sm_90", "gfx950", "gfx942"])
+@pytest.mark.parametrize("variant", RUNGS)
+def test_sources_of_the_rungs_write_the_references_bytes(variant, arch):
+    x, chosen = mixed(torch.bfloat16, RUNGS[variant]), quantizer_code.VARIANTS[variant](arch, "bfloat16")
+    rows, columns = (quantize(x, E4M3, "rceil", axis=axis) for axis in (1, 0))
+    expected = [rows.elements, rows.scales, columns.elements.T.contiguous(), columns.scales.T.contiguous()]
+    given = [~part for part in expected]
+    grid = tuple(size // tile for size, tile in zip(x.shape, chosen.tile))
+    gluon_on_cpu.run(chosen.kernel, grid, [x.view(torch.int16), *given, *x.shape], chosen.constexprs)
+    wanted = {"rows": slice(0, 2), "columns": slice(2, 4), "both": slice(0, 4)}[variant.split(":")[0]]
+    assert all(torch.equal(got, its) for got, its in zip(given[wanted], expected[wanted], strict=True))
+
+
+NAN_CODES = {"cvt": (0x7F, 0x7F), "scaled": (0x7F, 0xFF), "fnuz": (0x80, 0x80)}  # of NaN, of negative NaN
+
+
+@pytest.mark.parametrize(("encoder", "codes"), NAN_CODES.items(), ids=NAN_CODES)
+def test_models_of_converters_take_nan_of_either_sign(encoder, codes):
+    cast = gluon_on_cpu.CASTS[encoder]["E4M3FNUZ" if encoder == "fnuz" else "E4M3"]
+    nans = torch.tensor([0x7FC00000, -1], dtype=torch.int32).view(torch.float32)
+    assert tuple(cast(nans).tolist()) == codes
+
+
+def test_loads_ahead_are_those_before_the_first_exchange():
+    opcodes = ["LDG.E.128", "LDG.E.128", "FMNMX", "SHFL.BFLY", "LDG.E.128", "LDG.E", "STG.E"]
+    assert quantizer_code.loads_ahead(opcodes) == 0.5
+    assert quantizer_code.loads_ahead([each for each in opcodes if each != "SHFL.BFLY"]) == 1, "nothing waits"
+    assert quantizer_code.loads_ahead(["buffer_load_dwordx4", "v_max_f32_dpp", "buffer_load_dwordx4"]) == 0.5
+
+
 def test_bytes_moved_are_those_of_one_pass():
     values = 64 * 64
     assert quantizers.bytes_moved("rows", (64, 64), "bfloat16") == 3.03125 * values

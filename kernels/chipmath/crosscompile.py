@@ -112,10 +112,13 @@ class Binary:
             return sum(not argument[".value_kind"].startswith("hidden_") for argument in entry[".args"])
         return len(_nv_info(_Elf(self.code).section_bytes(f".nv.info.{self.kernel}")).get(EIATTR_KPARAM_INFO, []))
 
+    def opcodes(self) -> list[str]:
+        """Of all instructions, in the order of the code."""
+        return (AMD_OPCODE if self.arch in AMD_ARCHS else SASS_OPCODE).findall(self.isa)
+
     def instructions(self, pattern: str = "") -> Counter:
         """How often each opcode that ``pattern`` is found in stands in the code; loops count once."""
-        opcodes = (AMD_OPCODE if self.arch in AMD_ARCHS else SASS_OPCODE).findall(self.isa)
-        return Counter(opcode for opcode in opcodes if re.search(pattern, opcode))
+        return Counter(opcode for opcode in self.opcodes() if re.search(pattern, opcode))
 
     def occupancy(self, threads: int | None = None, *, dynamic_shared_bytes: int = 0) -> Occupancy:
         """The model's answer for groups of ``threads`` (None: as compiled) that add so much shared memory at launch."""

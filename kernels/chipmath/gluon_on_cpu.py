@@ -58,7 +58,10 @@ def call(function: Any, encoder: str, *arguments: Any) -> Any:
 def _bind(kernel: Any, language: _Language) -> types.FunctionType:
     """The plain function, in a module where jit functions are plain, too, and the language is ours."""
     names: dict[str, Any] = {}
-    for name, value in kernel.fn.__globals__.items():
+    here, elsewhere = kernel.fn.__globals__, {}
+    for value in here.values():  # an imported function brings the names of its own module
+        elsewhere |= value.fn.__globals__ if hasattr(value, "fn") else {}
+    for name, value in (elsewhere | here).items():
         if hasattr(value, "fn"):
             plain = types.FunctionType(value.fn.__code__, names, name, value.fn.__defaults__)
             plain.__kwdefaults__ = value.fn.__kwdefaults__
@@ -204,6 +207,9 @@ class _Language:
     def permute(self, value, axes):
         return Lanes(value.data.permute(axes), self)
 
+    def trans(self, value):
+        return Lanes(value.data.T, self)
+
     def abs(self, value):
         return Lanes(value.data.abs(), self)
 
@@ -277,7 +283,7 @@ def _fnuz(fmt):
     """No -0 and no Inf: the code of -0 is the only NaN. Beyond the largest number a mode decides; here it is NaN."""
 
     def cast(y: Tensor) -> Tensor:
-        code = fmt.encode(y).int()
+        code = fmt.encode(torch.where(y.isnan(), 0, y)).int()
         code = torch.where(code == FNUZ_NAN, 0, code)
         return torch.where(y.isnan() | (y.abs() > fmt.max), FNUZ_NAN, code).to(torch.uint8)
 

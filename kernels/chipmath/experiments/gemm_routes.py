@@ -29,6 +29,9 @@ TRIED = {
 }
 
 MULTIPLICATION = r"^(HMUL|HFMA|FMUL|FFMA|FADD|v_(pk_)?(mul|fma|fmac|add)_f)"
+SHARED_BYTES_PER_CLOCK = 128  # CUDA guide: 32 banks, each of which serves 32 bits a clock
+SHARED = re.compile(r"\b(LDS|STS|LDSM|STSM|LDGSTS)((?:\.\w+)*)")
+WGMMA = re.compile(r"\b([HQ])GMMA\.64x(\d+)x(\d+)\S* R\d+, (gdesc)?")
 PTX_MATRIX = r"(?:wgmma\.mma_async|tcgen05\.mma|mma\.sync)[\w.:]*"
 
 
@@ -76,6 +79,7 @@ def step(binary: Binary, tile: tuple[int, int, int], num_warps: int) -> Row:
         "instructions_per_element": opcodes.total() / elements,
         # Each scheduler issues one instruction a clock at most, and the waves of a group are spread over all.
         "issue_clocks": opcodes.total() * num_warps // unit.simds,
+        "shared_clocks": shared_clocks(body, num_warps) if binary.arch == "sm_90" else None,
         "ptx": next(iter(re.findall(PTX_MATRIX, binary.ptx)), None) if binary.ptx else None,
         "compiler": binary.compiler,
     }
@@ -85,6 +89,23 @@ def tensor_clocks(arch: str, operands: str, tile: tuple[int, int, int]) -> float
     """Clocks of a unit's matrix pipes for one step, at the dense rate of ``chipmath.devices``."""
     m, n, k = tile
     return 2 * m * n * k / device(arch).matrix_rates[operands]
+
+
+def shared_clocks(sass: str, num_warps: int) -> float:
+    """Clocks of shared memory for a step of one group on Hopper, were no two lanes ever in each other's way.
+
+    A warp's access takes a clock for every 128 bytes of its lanes, and one at least; cp.async writes as much. A
+    warpgroup's matrix instruction reads B, and A unless it comes from registers, once for its four warps.
+    """
+    lanes = device("sm_90").wave_lanes
+    clocks = 0.0
+    for _, modifiers in SHARED.findall(sass):
+        bits = max([int(each) for each in re.findall(r"\.(64|128)\b", modifiers)], default=32)
+        clocks += num_warps * max(1, lanes * bits // 8 / SHARED_BYTES_PER_CLOCK)
+    for kind, n, k, a_is_shared in WGMMA.findall(sass):
+        rows = int(n) + (64 if a_is_shared else 0)
+        clocks += num_warps / 4 * rows * int(k) * {"H": 2, "Q": 1}[kind] / SHARED_BYTES_PER_CLOCK
+    return clocks
 
 
 def compile_case(arch, route, tile_m, tile_n, tile_k, num_warps, num_stages) -> Row:
@@ -134,6 +155,7 @@ EXPERIMENT = CompiledExperiment(
         "instructions": "all of the loop",
         "instructions_per_element": "instructions of a lane for each element of A and B that it could hold",
         "issue_clocks": "that the schedulers of a CU or SM need for all waves of a group",
+        "shared_clocks": "that shared memory needs for all waves of a group, without bank conflicts (Hopper)",
         "ptx": "what the first matrix instruction is called in PTX (NVIDIA)",
         "compiler": "who made the code",
     },

@@ -7,6 +7,7 @@ AMD chips some are scalar or wait states, which take no vector slot: ``vector_in
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -25,6 +26,10 @@ LOADS = r"LDG|(buffer|global)_load"
 STORES = r"STG|(buffer|global)_store"
 CONVERTERS = r"F2FP.*E[45]M[23]|v_cvt_(scalef32_)?pk_[fb]"
 SHARED = r"LDS|STS|LDSM|STSM|^ds_(read|write)"  # ds_bpermute only moves values between lanes
+MAXIMA = r"^FMNMX|^v_(pk_)?max"
+EXCHANGES = r"^SHFL|^ds_bpermute|_dpp$|permlane|^ds_swizzle"  # between lanes of a wave
+# NVIDIA: all that issues for half of a warp a clock if only 64 of an SM's 128 lanes have a unit for it.
+HALF_RATE = r"^(FMNMX|FSEL|FSETP|VIMNMX|VIADD|IADD|ISETP|LOP3|PLOP3|LEA|PRMT|SEL|SHF|F2FP)"
 PADDING = r"^NOP$|^s_code_end$"
 SCALAR = r"^s_"  # AMD: wait states, branches and scalar arithmetic, issued beside the vector instructions
 
@@ -57,6 +62,7 @@ def _configure(direction: str, arch: str, dtype: str, *, rule: str = RULE, **opt
 # Everything that the chapter compares; the first of a direction named "… as launched" is what users get.
 VARIANTS: dict[str, Callable[[str, str], Configuration]] = {
     "rows: logarithm, integer encoder": _tile((8, 1024), True, False, "integer", log2=True),
+    "rows: integer scale, integer encoder, in tiles": _tile((8, 1024), True, False, "integer"),
     "rows: integer scale, integer encoder": _ours("rows", encoder="integer"),
     "rows: as launched": _ours("rows"),
     "rows: masked": _ours("rows", even=False),
@@ -103,8 +109,9 @@ def compile_case(arch, variant, dtype) -> dict:
     find_triton()
     chosen = VARIANTS[variant](arch, dtype)
     binary = compile_quantizer(chosen, arch)
+    amd = device(arch).vendor == "AMD"
     every = binary.instructions() - binary.instructions(PADDING)
-    vector = every.total() - (binary.instructions(SCALAR).total() if device(arch).vendor == "AMD" else 0)
+    vector = every.total() - (binary.instructions(SCALAR).total() if amd else 0)
     cells = resources(binary)
     del cells["matrix_opcodes"], cells["matrix_instructions"]
     held = chosen.elements_a_thread
@@ -116,7 +123,22 @@ def compile_case(arch, variant, dtype) -> dict:
         "stores": _written(binary, STORES),
         "converters": _written(binary, CONVERTERS),
         "shared_operations": binary.instructions(SHARED).total(),
+        "maxima_an_element": binary.instructions(MAXIMA).total() / held,
+        "exchanges_an_element": binary.instructions(EXCHANGES).total() / held,
+        "half_rate_an_element": None if amd else binary.instructions(HALF_RATE).total() / held,
+        "loads_ahead": loads_ahead(binary.opcodes()),
     }
+
+
+def loads_ahead(opcodes: list[str]) -> float:
+    """Share of a thread's loads that stand before its first exchange with another lane: what can be under way at once.
+
+    A compiler that has begun to combine maxima waits for what they are maxima of.
+    """
+    exchanges = [place for place, opcode in enumerate(opcodes) if re.search(EXCHANGES, opcode)]
+    loads = [place for place, opcode in enumerate(opcodes) if re.search(LOADS, opcode)]
+    first = exchanges[0] if exchanges else len(opcodes)
+    return sum(place < first for place in loads) / len(loads)
 
 
 def _written(binary: Binary, pattern: str) -> str:
@@ -156,6 +178,10 @@ EXPERIMENT = CompiledExperiment(
         "stores": "to global memory, with their widths",
         "converters": "to 8-bit floats, in hardware",
         "shared_operations": "on shared memory or LDS",
+        "maxima_an_element": "floating-point maxima and minima, over elements_a_thread",
+        "exchanges_an_element": "between lanes, over elements_a_thread",
+        "half_rate_an_element": "comparisons, selections, integer, logic and conversions of floats (NVIDIA)",
+        "loads_ahead": "share of a thread's loads before its first exchange with another lane",
     },
     cases=_cases(),
     quick_cases=tuple({"arch": arch, "variant": "both: as launched", "dtype": "bfloat16"} for arch in ARCHS[:3]),
