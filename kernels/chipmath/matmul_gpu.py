@@ -281,7 +281,7 @@ def _plan_fp16_relative(a: MXTensor, b: MXTensor, n: int, sizes: list[int]) -> C
 def _plan_folded_128(a: MXTensor, b: MXTensor, n: int, sizes: list[int]) -> Callable[[], Tensor]:
     a, b = fold(a), fold(b)
     _check_scale_products(a, b, "folded_128")
-    operands = [_fp8(a), _columns(a), _fp8(b), _columns(b)]
+    operands = [_fp8(a), _columns(a.scales), _fp8(b), _columns(b.scales)]
     return _launch("folded_128", operands, n, sizes, tail=[len(a.elements), len(b.elements)])
 
 
@@ -294,10 +294,8 @@ def _plan_folded_cublas(a: MXTensor, b: MXTensor, n: int, sizes: list[int]) -> C
     recipe = ScalingType.BlockWise1x128
     a, b = fold(a), fold(b)
     _check_scale_products(a, b, "folded_cublas")
-    rights = [(codes.T, _columns(MXTensor(codes, scales, E4M3, -1, FOLDED_BLOCK)).T)
-              for codes, scales in zip(_fp8(b).split(n), b.scales.split(n))]  # fmt: skip
-    lefts = [(codes, _columns(MXTensor(codes, scales, E4M3, -1, FOLDED_BLOCK)).T)
-             for codes, scales in zip(_fp8(a).split(sizes), a.scales.split(sizes))]  # fmt: skip
+    rights = [(codes.T, _columns(scales).T) for codes, scales in zip(_fp8(b).split(n), b.scales.split(n))]
+    lefts = [(codes, _columns(scales).T) for codes, scales in zip(_fp8(a).split(sizes), a.scales.split(sizes))]
 
     def multiply() -> Tensor:
         parts = [
@@ -351,9 +349,9 @@ def _fp8(mx: MXTensor) -> Tensor:
     return mx.elements.contiguous().view(FP8[mx.fmt])
 
 
-def _columns(mx: MXTensor) -> Tensor:
-    """Scales as float32, (K / block, rows), contiguous."""
-    return E8M0.decode(mx.scales).T.contiguous()
+def _columns(scales: Tensor) -> Tensor:
+    """Scale bytes (rows, K / block) as float32 (K / block, rows), contiguous."""
+    return E8M0.decode(scales).T.contiguous()
 
 
 def _launch(
