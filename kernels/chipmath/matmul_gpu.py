@@ -28,7 +28,7 @@ from torch import Tensor
 
 from chipmath.devices import device
 from chipmath.formats import E4M3, E5M2, E8M0, ElementFormat, float32_bits
-from chipmath.matmul import _check_pair, _checked_sizes
+from chipmath.matmul import check_pair, checked_sizes
 from chipmath.matmul_tiles import TILES
 from chipmath.on_gpu import arch_of, require_triton
 from chipmath.quantize import MXTensor
@@ -69,16 +69,16 @@ def grouped_matmul(a: MXTensor, b: MXTensor, sizes: Sequence[int] | Tensor, rout
 
 def plan(a: MXTensor, b: MXTensor, route: str) -> Callable[[], Tensor]:
     """Checks and conversions of a route, done once; what is returned multiplies, into a new tensor each time."""
-    _check_pair(a, b, ndim_b=2)
+    check_pair(a, b, ndim_b=2)
     _check_route(a, b, route)
     return _PLANS[route](a, b, len(b.elements), [len(a.elements)])
 
 
 def grouped_plan(a: MXTensor, b: MXTensor, sizes: Sequence[int] | Tensor, route: str) -> Callable[[], Tensor]:
     """`plan` for `grouped_matmul`."""
-    _check_pair(a, b, ndim_b=3)
+    check_pair(a, b, ndim_b=3)
     _check_route(a, b, route)
-    sizes = _checked_sizes(sizes, groups=len(b.elements), rows=len(a.elements))
+    sizes = checked_sizes(sizes, groups=len(b.elements), rows=len(a.elements))
     rows = MXTensor(b.elements.flatten(0, 1), b.scales.flatten(0, 1), b.fmt, -1, b.block)
     return _PLANS[route](a, rows, b.elements.shape[1], sizes)
 
