@@ -248,9 +248,14 @@ def check_input(x: Tensor, axis: int, block: int) -> None:
     _check_blocks(x, axis, block)
 
 
-def _check_blocks(x: Tensor, axis: int, block: int) -> None:
+def check_block(block: int) -> None:
+    """Refuse what is no number of elements that could share a scale, with the value in the message."""
     if not isinstance(block, int) or isinstance(block, bool) or block < 1:
         raise ValueError(f"block must be a positive integer, got {reprlib.repr(block)}")
+
+
+def _check_blocks(x: Tensor, axis: int, block: int) -> None:
+    check_block(block)
     if not isinstance(axis, int) or isinstance(axis, bool):
         raise TypeError(f"axis must be an integer, got {reprlib.repr(axis)}")
     if not -x.ndim <= axis < x.ndim:
