@@ -146,14 +146,18 @@ def _allocation(binary: Binary) -> dict[str, int]:
     LDS, group size or amdgpu-waves-per-eu (Triton's waves_per_eu) already caps the waves: a kernel that uses 9 VGPRs
     but was told waves_per_eu=2 takes 176, so that never more than 2 waves are resident. The metadata still says 9.
     """
-    used = -(-binary.registers // 4) * 4 + binary.accumulators
-    if binary.arch in NVIDIA_ARCHS or binary.allocated_registers <= -(-used // 8) * 8:
-        return {"registers": binary.registers, "accumulators": binary.accumulators, "scalars": binary.scalars}
+    counts = {"registers": binary.registers, "accumulators": binary.accumulators, "scalars": binary.scalars}
+    if binary.arch in NVIDIA_ARCHS:
+        return counts
+    charged = occupancy(binary.arch, **counts, threads=1).allocated["registers"]
+    if binary.allocated_registers <= charged:
+        return counts
     architectural = min(binary.allocated_registers, device(binary.arch).max_vgprs)
     return {
         "registers": architectural,
         "accumulators": binary.allocated_registers - architectural,
-        "scalars": max(binary.scalars, binary.allocated_scalars - 15),  # the least that rounds up to it
+        # the least that rounds up to it
+        "scalars": max(binary.scalars, binary.allocated_scalars - device(binary.arch).scalar_granule + 1),
     }
 
 
