@@ -432,8 +432,10 @@ def test_only_whole_groups_are_resident(chains):
 
 @needs_clang
 def test_more_threads_than_it_was_compiled_for_cannot_launch(chains):
-    assert chains(20).occupancy(1024).groups_per_unit == 0
-    assert "and the register file holds" in chains(20).occupancy(1024).reason
+    few, many = chains(1).occupancy(1024), chains(20).occupancy(1024)
+    assert (few.groups_per_unit, few.waves_per_unit, few.limiters) == (0, 0, ("waves",))
+    assert few.reason == "threads=1024: chains was compiled for groups of 256 at most"
+    assert re.search("and the register file holds .*; threads=1024: chains was compiled for", many.reason)
 
 
 @needs_clang
@@ -529,11 +531,17 @@ def test_nvrtc_stands_in_for_nvcc(fp8_source, monkeypatch):
         (lambda arch: compile_triton(copy, COPY, {"BLOCK": 64}, arch, num_warps=1), "sm_75", "sm_100"),
         (lambda arch: compile_hip("x.hip", arch, {}), "sm_90", "gfx90a, gfx942, gfx950"),
         (lambda arch: compile_cuda("x.cu", arch, {}), "gfx950", "sm_80, sm_86"),
+        (lambda arch: compile_hip("x.hip", arch, {}), None, "gfx90a, gfx942, gfx950"),
     ],
 )
 def test_a_wrong_target_is_named_with_the_right_ones(compile_it, arch, known):
-    with pytest.raises(ValueError, match=rf"does not compile for '{arch}'; it does for .*{known}"):
+    with pytest.raises(ValueError, match=rf"does not compile for {arch!r}; it does for .*{known}"):
         compile_it(arch)
+
+
+def test_a_macro_that_is_no_name_is_refused():
+    with pytest.raises(ValueError, match="defines has 'A B', which is no name of a macro"):
+        compile_hip("x.hip", "gfx950", {"A B": 1})
 
 
 @triton.jit
@@ -612,6 +620,13 @@ def test_triton_arguments_are_checked():
             compile_triton(kernel, signature, constexprs or {"BLOCK": 64}, "gfx950", num_warps=warps, **options)
 
     refused("num_warps=3", warps=3)
+    refused("num_warps=4.0 is not a positive whole number", warps=4.0)
+    refused("num_warps=True is not a positive whole number", warps=True)
+    refused("num_warps=None is not a positive whole number", warps=None)
+    refused("num_warps=32: a group of gfx950 has 16 at most", warps=32)  # the code object would state 1024 threads
+    refused("num_stages=-1 is not a positive whole number", num_stages=-1)
+    refused('n=32 is no type of Triton with the letters D and S, like "', signature=COPY | {"n": 32})
+    refused("n='i32:Q' is no type of Triton", signature=COPY | {"n": "i32:Q"})
     refused("Triton has no option maxnreg for gfx950; it has .*waves_per_eu", maxnreg=64)
     refused("every argument needs exactly one", signature={"x": "*fp32", "y": "*fp32"})
     refused("every argument needs exactly one", constexprs={"BLOCK": 64, "n": 64})

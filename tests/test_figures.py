@@ -298,6 +298,33 @@ def test_lengths_and_scales_are_checked():
         figures.draw(lambda ax: None, **LABELS, alt=ALT, xscale="log")
 
 
+def two(**options):
+    return figures.lines([1, 2], {"a": [1, 2]}, **LABELS, **{"alt": ALT} | options)
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("alt is empty", lambda: two(alt=None)),
+        ("a, spread: 1 ends, expected .low, high.", lambda: two(spread={"a": ([0, 1],)})),
+        ("a, spread: low 3 is above high 1", lambda: two(spread={"a": ([0, 3], [2, 1])})),
+        ("a, spread: -1 cannot stand on a log2 axis", lambda: two(spread={"a": ([-1, 1], [2, 3])}, yscale="log2")),
+        ("peak: 1 of 1 values are NaN or infinite", lambda: two(y_marks={"peak": np.nan})),
+        ("edge: -1 cannot stand on a log10 axis", lambda: two(x_marks={"edge": -1}, xscale="log10")),
+        ("y_from_zero: zero cannot stand on a log2 axis", lambda: two(y_from_zero=True, yscale="log2")),
+        ("edge: 1 of 1 values", lambda: figures.histogram([1, 2], **LABELS, alt=ALT, x_marks={"edge": np.inf})),
+        ("bins=0: a histogram has one or more", lambda: figures.histogram([1, 2], **LABELS, alt=ALT, bins=0)),
+        ("value_format '.2f' has no field",
+         lambda: figures.bars(["x"], {"a": [1]}, **LABELS, alt=ALT, value_format=".2f")),
+        ("no number but zero in the rows .'a'.", lambda: figures.number_line({"a": [0]}, **LABELS, alt=ALT)),
+        ("no number but zero in the rows ..", lambda: figures.number_line({}, **LABELS, alt=ALT)),
+    ],
+)  # fmt: skip
+def test_what_would_be_drawn_wrongly_or_not_at_all_is_refused(message, call):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call()
+
+
 def test_ticks_are_words_of_the_page():
     far = figures.lines([2**-20, 2**20], {"a": [1, 3]}, **LABELS, alt=ALT, xscale="log2")
     assert {"2⁻¹⁶", "2⁻⁸", "1", "256", "2¹⁶"} <= set(texts(layouts(far)[0]))

@@ -11,7 +11,7 @@ LAYERS = {
     "reference": "quantize matmul occupancy noise nvfp4",
     "fast": "quantize_cpu on_gpu quantize_gpu quantize_kernels gluon_on_cpu matmul_gpu matmul_kernels matmul_tiles "
     "ilp ilp_gluon training.amdahl training.text training.recipes training.model training.probes training.run "
-    "training.compiling training.progress training.__main__ training",
+    "training.pairs training.torch_settings training.progress training.__main__ training",
     "machines": "gpu crosscompile recordings experiments bench",
     "pages": "evidence measurements figures training.loss_figure",
 }
@@ -47,7 +47,12 @@ def test_no_module_imports_from_a_layer_above_its_own(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_module_imports_a_private_name_of_the_compilers(path):
-    trees = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)]
-    names = [name.name for node in trees if node.module == "chipmath.crosscompile" for name in node.names]
-    assert not [name for name in names if name.startswith("_")]
+def test_no_module_imports_a_private_name_of_another(path):
+    tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    imports = [node for node in tree if isinstance(node, ast.ImportFrom) and node.module.startswith("chipmath")]
+    assert not [name.name for node in imports for name in node.names if name.name.startswith("_")]
+
+
+def test_every_module_that_is_given_a_layer_exists():
+    modules = {".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__") for path in FILES}
+    assert not LEVEL.keys() - modules

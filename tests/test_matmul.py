@@ -164,7 +164,11 @@ def test_special_elements_follow_ieee():
 # --- groups -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sizes", [[3, 0, 5], torch.tensor([3, 0, 5]), (3, 0, 5)], ids=["list", "tensor", "tuple"])
+@pytest.mark.parametrize(
+    "sizes",
+    [[3, 0, 5], torch.tensor([3, 0, 5]), (3, 0, 5), np.array([3, 0, 5], dtype=np.int32)],
+    ids=["list", "tensor", "tuple", "array"],
+)
 def test_groups_equal_separate_products(sizes):
     x, y = drawn(8, 64), drawn(3, 4, 64, seed=1)
     a, b = quantize(x, E4M3, "rceil"), quantize(y, E5M2, "floor")
@@ -211,6 +215,13 @@ B3 = quantize(torch.ones(2, 3, 64), E4M3, "rceil")
         (ValueError, "b has 2 groups, sizes has 1", lambda: grouped_matmul(A, B3, [4])),
         (ValueError, r"row counts, got \[5, -1\]", lambda: grouped_matmul(A, B3, [5, -1])),
         (ValueError, r"row counts, got \[1.5, 2.5\]", lambda: grouped_matmul(A, B3, [1.5, 2.5])),
+        (ValueError, r"row counts, got tensor\(\[1., 3.\]\)", lambda: grouped_matmul(A, B3, torch.tensor([1.0, 3.0]))),
+        (ValueError, r"row counts, got \[True, 3\]", lambda: grouped_matmul(A, B3, [True, 3])),
+        (ValueError, r"row counts, got tensor\(\[True, True\]\)", lambda: grouped_matmul(A, B3, A.scales[:2, 0] > 0)),
+        (ValueError, "row counts, got 4", lambda: grouped_matmul(A, B3, 4)),
+        (ValueError, "row counts, got None", lambda: grouped_matmul(A, B3, None)),
+        (ValueError, "a is on cpu, b on meta",
+         lambda: matmul(A, MXTensor(A.elements.to("meta"), A.scales.to("meta"), E4M3, -1, 32))),
     ],
 )  # fmt: skip
 def test_errors_name_the_value(error, message, call):

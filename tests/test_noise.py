@@ -115,3 +115,59 @@ def test_noise_below_a_maximum_has_a_closed_form():
     noise = expected_noise(uniform, INT8, scales, torch.tensor([0.3, 0.7, 1.0], dtype=torch.float64))
     assert noise.tolist() == pytest.approx([2.0**-14 / 12] * 2 + [2.0**-12 / 12], rel=0.02)
     assert float(expected_noise(uniform, INT8, scales[2:])) == pytest.approx(2.0**-12 / 12, rel=0.02)
+
+
+def test_maxima_beyond_the_grid_are_maxima_like_others():
+    # Uniform values up to 1: below 2**14 or below 2**20, it is the same draw.
+    scales, largest = torch.tensor([127, 127], dtype=torch.uint8), torch.tensor([2.0**13, 2.0**20]).double()
+    near, far = expected_noise(uniform, INT8, scales, largest).tolist()
+    assert near == far == pytest.approx(2.0**-12 / 12, rel=0.02)
+    # Nothing lies below zero, nor below what the grid's first edge leaves out.
+    assert expected_noise(uniform, INT8, scales, torch.tensor([0.0, 2.0**-40]).double()).tolist() == [0.0, 0.0]
+
+
+def test_a_block_of_zeros_adds_no_noise():
+    x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    with_zeros = torch.cat([x, torch.zeros(64, 64)])
+    given = expected_sqnr_given_maxima_db(with_zeros, gaussian, E4M3, "floor", 32)
+    assert given == pytest.approx(expected_sqnr_given_maxima_db(x, gaussian, E4M3, "floor", 32), abs=1e-9)
+
+
+@pytest.mark.parametrize("scale", [2.0**-20, 2.0**10])
+def test_a_law_that_fits_the_grid_is_not_refused(scale):
+    expected = expected_sqnr_db(gaussian, E4M3, "floor", 32)
+    assert expected_sqnr_db(lambda t: gaussian(t / scale), E4M3, "floor", 32) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("function", [expected_sqnr_db, expected_product_db, noise_and_gain])
+@pytest.mark.parametrize(
+    ("error", "message", "change"),
+    [
+        (ValueError, "positive integer, got 0", {"block": 0}),
+        (ValueError, "positive integer, got -3", {"block": -3}),
+        (ValueError, "positive integer, got 2.5", {"block": 2.5}),
+        (ValueError, "positive integer, got True", {"block": True}),
+        (TypeError, "got 'E4M3'", {"fmt": "E4M3"}),
+        (ValueError, "got 'up'", {"scale_rule": "up"}),
+        (ValueError, "float64 .* got torch.float32", {"cdf": lambda t: gaussian(t).float()}),
+        (ValueError, r"float64 .* got torch.float64, \(1,\)", {"cdf": lambda t: gaussian(t[:1])}),
+        (ValueError, r"1 of the values lie below 2\*\*-30", {"cdf": lambda t: gaussian(t * 2.0**40)}),
+        (ValueError, r"0.987 of the values lie above 2\*\*14", {"cdf": lambda t: gaussian(t / 1e6)}),
+    ],
+)
+def test_what_gives_no_answer_is_refused(function, error, message, change):
+    with pytest.raises(error, match=message):
+        function(**{"cdf": gaussian, "fmt": E4M3, "scale_rule": "floor", "block": 32} | change)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "x"),
+    [
+        (ValueError, "axis -1 has size 48", torch.ones(64, 48)),  # 96 blocks, but across rows
+        (ValueError, r"of shape \(2, 32\), holds nothing but zeros", torch.zeros(2, 32)),
+        (TypeError, "got torch.float64", torch.ones(2, 32).double()),
+    ],
+)
+def test_a_sample_that_gives_no_answer_is_refused(error, message, x):
+    with pytest.raises(error, match=message):
+        expected_sqnr_given_maxima_db(x, gaussian, E4M3, "floor", 32)

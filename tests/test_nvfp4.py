@@ -35,8 +35,30 @@ def test_gaussian_data_come_back_as_published():
     assert BITS_PER_VALUE == 4.5
 
 
-def test_wrong_input_is_refused():
-    with pytest.raises(TypeError, match="float16"):
-        nvfp4_roundtrip(torch.zeros(16, dtype=torch.float16))
-    with pytest.raises(ValueError, match="24"):
-        nvfp4_roundtrip(torch.zeros(24))
+@pytest.mark.parametrize("special", [torch.nan, torch.inf])
+def test_a_tensor_that_holds_nan_or_inf_is_nan(special):
+    x = torch.ones(2, 16)
+    x[0, 3] = special
+    assert nvfp4_roundtrip(x).isnan().all()
+
+
+def test_shapes_and_gradients():
+    assert nvfp4_roundtrip(torch.empty(3, 0)).shape == (3, 0)
+    assert nvfp4_roundtrip(torch.empty(0, 16)).shape == (0, 16)
+    x = torch.ones(2, 3, 16, requires_grad=True)
+    assert torch.equal(nvfp4_roundtrip(x), torch.ones(2, 3, 16))
+    assert not nvfp4_roundtrip(x).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "x"),
+    [
+        (TypeError, "got torch.float16", torch.zeros(16, dtype=torch.float16)),
+        (TypeError, r"got a list: \[1.0\]", [1.0]),
+        (ValueError, r"a multiple of 16, got shape \(24,\)", torch.zeros(24)),
+        (ValueError, r"a multiple of 16, got shape \(\)", torch.tensor(1.0)),
+    ],
+)
+def test_wrong_input_is_refused(error, message, x):
+    with pytest.raises(error, match=message):
+        nvfp4_roundtrip(x)

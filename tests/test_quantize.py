@@ -450,6 +450,7 @@ def test_blocked_layout_rejects_other_shapes_and_types():
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 X = torch.ones(2, 64)
+CODES, SCALES = torch.zeros(2, 64, dtype=torch.uint8), torch.zeros(2, 2, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize(
@@ -475,6 +476,19 @@ X = torch.ones(2, 64)
         (ValueError, r"x has shape \(2, 32\), the quantized tensor \(2, 64\)",
          lambda: clipped(X[:, :32], quantize(X, E4M3, "floor"))),
         (TypeError, "got torch.float64", lambda: flushed(X.double(), quantize(X, E4M3, "floor"))),
+        (TypeError, "x must be a tensor, got a list", lambda: clipped([1.0], quantize(X, E4M3, "floor"))),
+        (TypeError, "quantized must be an MXTensor, got a Tensor", lambda: flushed(X, X)),
+        (TypeError, "approximation must be a tensor, got a float: 1.0", lambda: sqnr_db(X, 1.0)),
+        (TypeError, "reference must be real, got torch.complex64", lambda: sqnr_db(X + 1j, X)),
+        (TypeError, "scales must be a tensor, got a list", lambda: to_blocked([[1]])),
+        (TypeError, "scales must be torch.uint8, got torch.int8",
+         lambda: MXTensor(CODES, SCALES.view(torch.int8), E4M3, -1, 32)),
+        (TypeError, "elements must be a tensor, got a NoneType", lambda: MXTensor(None, SCALES, E4M3, -1, 32)),
+        (TypeError, "got 'E4M3'", lambda: MXTensor(CODES, SCALES, "E4M3", -1, 32)),
+        (ValueError, "axis 0 has size 2", lambda: MXTensor(CODES, SCALES, E4M3, 0, 32)),
+        (ValueError, r"scales must have shape \(2, 2\) .* \(2, 64\) in blocks of 32 along axis -1, got \(4, 1\)",
+         lambda: MXTensor(CODES, SCALES.view(4, 1), E4M3, -1, 32)),
+        (ValueError, "elements are on cpu, scales on meta", lambda: MXTensor(CODES, SCALES.to("meta"), E4M3, -1, 32)),
     ],
 )  # fmt: skip
 def test_errors_name_the_value(error, message, call):

@@ -244,7 +244,7 @@ def test_find_wants_exactly_one_row():
     assert taken.select(kernel="none") == []
     with pytest.raises(LookupError, match=r"copy_bandwidth: 0 of 2 rows have kernel='write'; wanted one"):
         taken.find(kernel="write")
-    with pytest.raises(LookupError, match="2 of 2 rows have ; wanted one"):
+    with pytest.raises(LookupError, match="2 of 2 rows have any cells; wanted one"):
         taken.find()
     with pytest.raises(LookupError, match="has no column 'colour', only kernel, bytes_per_s"):
         taken.cell("colour", kernel="copy")

@@ -30,11 +30,11 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 
-from chipmath.devices import DEVICES, device
+from chipmath.devices import DEVICES, ComputeUnit, Multiprocessor, device
 from chipmath.occupancy import Occupancy, occupancy
 
 AMD_ARCHS = tuple(name for name, unit in DEVICES.items() if unit.vendor == "AMD")
@@ -121,16 +121,25 @@ class Binary:
         return Counter(opcode for opcode in self.opcodes() if re.search(pattern, opcode))
 
     def occupancy(self, threads: int | None = None, *, dynamic_shared_bytes: int = 0) -> Occupancy:
-        """The model's answer for groups of ``threads`` (None: as compiled) that add so much shared memory at launch."""
+        """The model's answer for groups of ``threads`` (None: as compiled) that add so much shared memory at launch.
+
+        Groups of more threads than the kernel was compiled for cannot launch, and have 0 groups and a ``reason``.
+        """
         if threads is None and self.threads is None:
             raise ValueError(f"{self.kernel} was compiled for groups of any size: pass threads")
-        return occupancy(
+        answer = occupancy(
             self.arch,
             **_allocation(self),
             shared_bytes=self.shared_bytes + dynamic_shared_bytes,
             threads=self.threads if threads is None else threads,
             barriers=self.barriers,
         )
+        if threads is None or self.threads is None or threads <= self.threads:
+            return answer
+        compiled_for = f"threads={threads}: {self.kernel} was compiled for groups of {self.threads} at most"
+        reason = "; ".join(why for why in (answer.reason, compiled_for) if why)
+        limits = answer.limits | {"waves": 0}
+        return replace(answer, groups_per_unit=0, waves_per_unit=0, limits=limits, reason=reason)
 
 
 def _allocation(binary: Binary) -> dict[str, int]:
@@ -140,14 +149,18 @@ def _allocation(binary: Binary) -> dict[str, int]:
     LDS, group size or amdgpu-waves-per-eu (Triton's waves_per_eu) already caps the waves: a kernel that uses 9 VGPRs
     but was told waves_per_eu=2 takes 176, so that never more than 2 waves are resident. The metadata still says 9.
     """
-    used = -(-binary.registers // 4) * 4 + binary.accumulators
-    if binary.arch in NVIDIA_ARCHS or binary.allocated_registers <= -(-used // 8) * 8:
-        return {"registers": binary.registers, "accumulators": binary.accumulators, "scalars": binary.scalars}
+    counts = {"registers": binary.registers, "accumulators": binary.accumulators, "scalars": binary.scalars}
+    if binary.arch in NVIDIA_ARCHS:
+        return counts
+    charged = occupancy(binary.arch, **counts, threads=1).allocated["registers"]
+    if binary.allocated_registers <= charged:
+        return counts
     architectural = min(binary.allocated_registers, device(binary.arch).max_vgprs)
     return {
         "registers": architectural,
         "accumulators": binary.allocated_registers - architectural,
-        "scalars": max(binary.scalars, binary.allocated_scalars - 15),  # the least that rounds up to it
+        # the least that rounds up to it
+        "scalars": max(binary.scalars, binary.allocated_scalars - device(binary.arch).scalar_granule + 1),
     }
 
 
@@ -188,7 +201,7 @@ def compile_triton(
     options = {"enable_fp_fusion": True, "num_warps": num_warps, **options}
     if num_stages is not None:
         options["num_stages"] = num_stages
-    _check_options(backend, options)
+    _check_options(backend, unit, options)
     source = _triton_source(fn, signature, constexprs, backend)
     printed: list[str] = []
     try:
@@ -226,11 +239,16 @@ def find_triton() -> ModuleType:
     return triton
 
 
-def _check_options(backend, options: dict) -> None:
-    """Triton ignores an option that its backend does not have, such as maxnreg on AMD; we do not."""
-    warps = options["num_warps"]
-    if warps < 1 or warps & (warps - 1):
+def _check_options(backend, unit: ComputeUnit | Multiprocessor, options: dict) -> None:
+    """Triton ignores an option that its backend does not have, such as maxnreg on AMD, and a group's size; not we."""
+    for name in ("num_warps", "num_stages"):
+        if name in options and (type(options[name]) is not int or options[name] < 1):
+            raise ValueError(f"{name}={options[name]!r} is not a positive whole number")
+    warps, most = options["num_warps"], unit.max_threads_per_group // unit.wave_lanes
+    if warps & (warps - 1):
         raise ValueError(f"num_warps={warps}: Triton wants a power of two")
+    if warps > most:
+        raise ValueError(f"num_warps={warps}: a group of {unit.arch} has {most} at most")
     known = vars(backend.parse_options({"enable_fp_fusion": True}))
     for name in options:
         if name not in known:
@@ -249,6 +267,9 @@ def _triton_source(fn, signature: dict[str, str], constexprs: dict[str, object],
             f"{fn.__name__}({', '.join(fn.arg_names)}) got types for {', '.join(signature)} "
             f"and values for {', '.join(constexprs)}: every argument needs exactly one"
         )
+    for name, kind in signature.items():
+        if not isinstance(kind, str) or not re.fullmatch(r"[^:]+(:[DS]+)?", kind):
+            raise ValueError(f'{name}={kind!r} is no type of Triton with the letters D and S, like "*bf16:DS"')
     types = {name: given[name].partition(":") for name in fn.arg_names}
     attributes = {(i,): backend.parse_attr(letters) for i, (_, _, letters) in enumerate(types.values()) if letters}
     if fn.is_gluon():
@@ -365,15 +386,18 @@ def compile_cuda(path: str | Path, arch: str, defines: dict[str, object], *, ker
     )
 
 
-def _unit(arch: str, supported: tuple[str, ...], caller: str):
+def _unit(arch: str, supported: tuple[str, ...], caller: str) -> ComputeUnit | Multiprocessor:
     """The device record of ``arch`` ("sm_90a" is sm_90), if ``caller`` compiles for it."""
-    name = re.sub(r"^(sm_\d+)a$", r"\1", arch)
+    name = re.sub(r"^(sm_\d+)a$", r"\1", str(arch))
     if name not in supported:
         raise ValueError(f"{caller} does not compile for {arch!r}; it does for {', '.join(supported)}")
     return DEVICES[name]
 
 
 def _macros(defines: dict[str, object]) -> list[str]:
+    for name in defines:
+        if not name.isidentifier():  # a compiler would take "A B" for the macro A
+            raise ValueError(f"defines has {name!r}, which is no name of a macro")
     return [f"-D{name}={value}" for name, value in defines.items()]
 
 
@@ -391,7 +415,9 @@ def run_compiler(command: list, what: str) -> str:
 
     CompileError, with the first error that it printed, for any exit status but 0.
     """
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
+    )
     if done.returncode:
         message = _first_error(done.stdout) or f"exit status {done.returncode} without a message"
         raise CompileError(f"{what}: {message}", done.stdout)

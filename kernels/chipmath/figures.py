@@ -208,9 +208,10 @@ def lines(
     """
     x = _numbers("x", x)
     series = {label: _numbers(label, values, x.size, gaps) for label, values in series.items()}
-    looks, bands = _looks(series, colors), _bands(series, spread, gaps)
+    looks, bands = _looks(series, colors), _bands(series, spread, yscale, gaps)
     _require_positive(xscale, {"x": x})
     _require_positive(yscale, series)
+    _check_axes(xscale, yscale, x_marks, y_marks, y_from_zero)
     line_step, band_step = ("steps-mid", "mid") if step else ("default", None)
 
     def paint(ax: Axes) -> None:
@@ -249,9 +250,10 @@ def points(
     """
     xs = {label: _numbers(label, x) for label, (x, _) in series.items()}
     ys = {label: _numbers(label, y, xs[label].size) for label, (_, y) in series.items()}
-    looks, bands = _looks(ys, colors), _bands(ys, spread)
+    looks, bands = _looks(ys, colors), _bands(ys, spread, yscale)
     _require_positive(xscale, xs)
     _require_positive(yscale, ys)
+    _check_axes(xscale, yscale, x_marks, y_marks, y_from_zero)
 
     def paint(ax: Axes) -> None:
         for label, look in zip(ys, looks):
@@ -287,7 +289,10 @@ def bars(
     others         as in `lines`
     """
     series = {label: _numbers(label, values, len(labels), gaps) for label, values in series.items()}
-    looks, bands = _looks(series, colors), _bands(series, spread, gaps)
+    looks, bands = _looks(series, colors), _bands(series, spread, gaps=gaps)
+    _require_on_axis(x_marks, "linear")
+    if value_format is not None and value_format.format(1.0) == value_format:
+        raise ValueError(f"value_format {value_format!r} has no field such as {{:.2f}}")
     there = np.isfinite(list(series.values()))
     thickness = 0.78 / there.sum(0).max()
     offsets = (np.cumsum(there, 0) - (there.sum(0) + 1) / 2) * thickness
@@ -328,6 +333,9 @@ def histogram(
     several = values if isinstance(values, Mapping) else {"values": values}
     several = {label: _numbers(label, v).ravel() for label, v in several.items()}
     _require_positive(xscale, several)
+    _require_on_axis(x_marks, xscale)
+    if bins < 1:
+        raise ValueError(f"bins={bins}: a histogram has one or more")
     looks, edges = _looks(several, colors), _bin_edges(several, bins, xscale)
     counts = {label: np.histogram(v, edges)[0] for label, v in several.items()}
 
@@ -352,6 +360,8 @@ def number_line(
     xscale   "log2" (positive values only), "linear", or "symlog2": linear up to the smallest magnitude, log2 beyond
     """
     rows = {name: _numbers(name, values) for name, values in rows.items()}
+    if not any(values.any() for values in rows.values()):
+        raise ValueError(f"no number but zero in the rows {list(rows)}")
     _require_positive(xscale, rows)
     everything = np.abs(np.concatenate(list(rows.values())))
 
@@ -400,7 +410,7 @@ def bit_layout(rows: Mapping[str, Sequence[tuple[str, int | str]]], *, alt: str,
 
 def _require_text(**texts: str) -> None:
     for name, text in texts.items():
-        if not text.strip():
+        if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{name} is empty: say what the figure shows" if name == "alt" else f"{name} is empty")
 
 
@@ -427,11 +437,34 @@ def _known(series: Mapping, chosen: Mapping | None) -> Mapping:
     return chosen or {}
 
 
-def _bands(series: Mapping[str, np.ndarray], spread: Mapping[str, tuple] | None, gaps: bool = False) -> dict:
-    return {
-        label: tuple(_numbers(f"{label}, spread", end, series[label].size, gaps) for end in ends)
-        for label, ends in _known(series, spread).items()
-    }
+def _bands(
+    series: Mapping[str, np.ndarray], spread: Mapping[str, tuple] | None, scale: str = "linear", gaps: bool = False
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    bands = {}
+    for label, ends in _known(series, spread).items():
+        name = f"{label}, spread"
+        if len(ends) != 2:
+            raise ValueError(f"{name}: {len(ends)} ends, expected (low, high)")
+        low, high = (_numbers(name, end, series[label].size, gaps) for end in ends)
+        if (low > high).any():
+            at = int((low > high).argmax())
+            raise ValueError(f"{name}: low {low[at]:g} is above high {high[at]:g}")
+        _require_positive(scale, {name: low})
+        bands[label] = low, high
+    return bands
+
+
+def _check_axes(xscale: str, yscale: str, x_marks: Mapping | None, y_marks: Mapping | None, y_from_zero: bool) -> None:
+    _require_on_axis(x_marks, xscale)
+    _require_on_axis(y_marks, yscale)
+    if y_from_zero and yscale in _BASES:
+        raise ValueError(f"y_from_zero: zero cannot stand on a {yscale} axis")
+
+
+def _require_on_axis(marks: Mapping[str, float] | None, scale: str) -> None:
+    """A reference line that cannot be drawn would be missing without a word."""
+    for text, value in (marks or {}).items():
+        _require_positive(scale, {text: _numbers(text, [value])})
 
 
 def _looks(series: Mapping, colors: Mapping[str, str] | None) -> list[_Look]:

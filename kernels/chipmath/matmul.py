@@ -14,7 +14,9 @@ A NaN scale makes every output of its row NaN. What exceeds float32 after the su
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+import reprlib
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -24,19 +26,19 @@ from chipmath.quantize import MXTensor
 
 def matmul(a: MXTensor, b: MXTensor) -> Tensor:
     """``a @ b.T`` for ``a`` (M, K) and ``b`` (N, K), both blocked along K: float32 (M, N). Formats may differ."""
-    _check_pair(a, b, ndim_b=2)
+    check_pair(a, b, ndim_b=2)
     return (a.dequantize(torch.float64) @ b.dequantize(torch.float64).T).float()
 
 
-def grouped_matmul(a: MXTensor, b: MXTensor, sizes: Sequence[int] | Tensor) -> Tensor:
+def grouped_matmul(a: MXTensor, b: MXTensor, sizes: Iterable[int] | Tensor) -> Tensor:
     """One ``matmul`` a group of rows, as in a mixture of experts: float32 (sum(sizes), N).
 
     a      (sum(sizes), K), the rows of group 0, then those of group 1, ...; blocked along K
     b      (G, N, K), blocked along K: rows of group g meet b[g]
-    sizes  G row counts; 0 is fine
+    sizes  G row counts, whole numbers of any library; 0 is fine
     """
-    _check_pair(a, b, ndim_b=3)
-    sizes = _checked_sizes(sizes, groups=len(b.elements), rows=len(a.elements))
+    check_pair(a, b, ndim_b=3)
+    sizes = checked_sizes(sizes, groups=len(b.elements), rows=len(a.elements))
     out = torch.empty(sum(sizes), b.elements.shape[1], device=a.elements.device)
     for part, *of_a, elements, scales in zip(
         out.split(sizes), a.elements.split(sizes), a.scales.split(sizes), b.elements, b.scales
@@ -45,7 +47,8 @@ def grouped_matmul(a: MXTensor, b: MXTensor, sizes: Sequence[int] | Tensor) -> T
     return out
 
 
-def _check_pair(a: MXTensor, b: MXTensor, ndim_b: int) -> None:
+def check_pair(a: MXTensor, b: MXTensor, ndim_b: int) -> None:
+    """Refuse operands that no product here takes, with the value in the message; ``b`` has ``ndim_b`` dimensions."""
     for name, operand, ndim in (("a", a, 2), ("b", b, ndim_b)):
         if not isinstance(operand, MXTensor):
             raise TypeError(f"{name} must be an MXTensor, got {type(operand).__name__}")
@@ -57,14 +60,25 @@ def _check_pair(a: MXTensor, b: MXTensor, ndim_b: int) -> None:
         raise ValueError(f"K differs: {a.elements.shape[-1]} in a, {b.elements.shape[-1]} in b")
     if a.block != b.block:
         raise ValueError(f"block differs: {a.block} in a, {b.block} in b")
+    if a.elements.device != b.elements.device:
+        raise ValueError(f"a is on {a.elements.device}, b on {b.elements.device}")
 
 
-def _checked_sizes(sizes: Sequence[int] | Tensor, groups: int, rows: int) -> list[int]:
-    sizes = sizes.tolist() if isinstance(sizes, Tensor) else list(sizes)
-    if any(not isinstance(size, int) or size < 0 for size in sizes):
-        raise ValueError(f"sizes must be row counts, got {sizes}")
-    if len(sizes) != groups:
-        raise ValueError(f"b has {groups} groups, sizes has {len(sizes)}")
-    if sum(sizes) != rows:
-        raise ValueError(f"a has {rows} rows, sizes add up to {sum(sizes)}")
-    return sizes
+def checked_sizes(sizes: Iterable[int] | Tensor, groups: int, rows: int) -> list[int]:
+    """The rows of each group as Python's integers; ValueError, with the value, where they do not fit the operands."""
+    try:
+        counts = [_row_count(size) for size in (sizes.tolist() if isinstance(sizes, Tensor) else sizes)]
+    except (TypeError, ValueError):
+        raise ValueError(f"sizes must be row counts, got {reprlib.repr(sizes)}") from None
+    if len(counts) != groups:
+        raise ValueError(f"b has {groups} groups, sizes has {len(counts)}")
+    if sum(counts) != rows:
+        raise ValueError(f"a has {rows} rows, sizes add up to {sum(counts)}")
+    return counts
+
+
+def _row_count(size: int) -> int:
+    count = operator.index(size)
+    if isinstance(size, bool) or count < 0:
+        raise ValueError
+    return count

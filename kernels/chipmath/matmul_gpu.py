@@ -28,7 +28,7 @@ from torch import Tensor
 
 from chipmath.devices import device
 from chipmath.formats import E4M3, E5M2, E8M0, ElementFormat, float32_bits
-from chipmath.matmul import _check_pair, _checked_sizes
+from chipmath.matmul import check_pair, checked_sizes
 from chipmath.matmul_tiles import TILES
 from chipmath.on_gpu import arch_of, require_triton
 from chipmath.quantize import MXTensor
@@ -69,16 +69,16 @@ def grouped_matmul(a: MXTensor, b: MXTensor, sizes: Sequence[int] | Tensor, rout
 
 def plan(a: MXTensor, b: MXTensor, route: str) -> Callable[[], Tensor]:
     """Checks and conversions of a route, done once; what is returned multiplies, into a new tensor each time."""
-    _check_pair(a, b, ndim_b=2)
+    check_pair(a, b, ndim_b=2)
     _check_route(a, b, route)
     return _PLANS[route](a, b, len(b.elements), [len(a.elements)])
 
 
 def grouped_plan(a: MXTensor, b: MXTensor, sizes: Sequence[int] | Tensor, route: str) -> Callable[[], Tensor]:
     """`plan` for `grouped_matmul`."""
-    _check_pair(a, b, ndim_b=3)
+    check_pair(a, b, ndim_b=3)
     _check_route(a, b, route)
-    sizes = _checked_sizes(sizes, groups=len(b.elements), rows=len(a.elements))
+    sizes = checked_sizes(sizes, groups=len(b.elements), rows=len(a.elements))
     rows = MXTensor(b.elements.flatten(0, 1), b.scales.flatten(0, 1), b.fmt, -1, b.block)
     return _PLANS[route](a, rows, b.elements.shape[1], sizes)
 
@@ -281,7 +281,7 @@ def _plan_fp16_relative(a: MXTensor, b: MXTensor, n: int, sizes: list[int]) -> C
 def _plan_folded_128(a: MXTensor, b: MXTensor, n: int, sizes: list[int]) -> Callable[[], Tensor]:
     a, b = fold(a), fold(b)
     _check_scale_products(a, b, "folded_128")
-    operands = [_fp8(a), _columns(a), _fp8(b), _columns(b)]
+    operands = [_fp8(a), _columns(a.scales), _fp8(b), _columns(b.scales)]
     return _launch("folded_128", operands, n, sizes, tail=[len(a.elements), len(b.elements)])
 
 
@@ -294,10 +294,8 @@ def _plan_folded_cublas(a: MXTensor, b: MXTensor, n: int, sizes: list[int]) -> C
     recipe = ScalingType.BlockWise1x128
     a, b = fold(a), fold(b)
     _check_scale_products(a, b, "folded_cublas")
-    rights = [(codes.T, _columns(MXTensor(codes, scales, E4M3, -1, FOLDED_BLOCK)).T)
-              for codes, scales in zip(_fp8(b).split(n), b.scales.split(n))]  # fmt: skip
-    lefts = [(codes, _columns(MXTensor(codes, scales, E4M3, -1, FOLDED_BLOCK)).T)
-             for codes, scales in zip(_fp8(a).split(sizes), a.scales.split(sizes))]  # fmt: skip
+    rights = [(codes.T, _columns(scales).T) for codes, scales in zip(_fp8(b).split(n), b.scales.split(n))]
+    lefts = [(codes, _columns(scales).T) for codes, scales in zip(_fp8(a).split(sizes), a.scales.split(sizes))]
 
     def multiply() -> Tensor:
         parts = [
@@ -351,9 +349,9 @@ def _fp8(mx: MXTensor) -> Tensor:
     return mx.elements.contiguous().view(FP8[mx.fmt])
 
 
-def _columns(mx: MXTensor) -> Tensor:
-    """Scales as float32, (K / block, rows), contiguous."""
-    return E8M0.decode(mx.scales).T.contiguous()
+def _columns(scales: Tensor) -> Tensor:
+    """Scale bytes (rows, K / block) as float32 (K / block, rows), contiguous."""
+    return E8M0.decode(scales).T.contiguous()
 
 
 def _launch(

@@ -44,6 +44,20 @@ class MXTensor:
     axis: int  # the blocked axis, as given to ``quantize``
     block: int  # elements that share a scale
 
+    def __post_init__(self):
+        """Refuse elements and scales that do not belong together, whoever made them."""
+        for name in ("elements", "scales"):
+            _require_bytes(getattr(self, name), name)
+        _require_format(self.fmt)
+        expected = _scales_shape(self.elements, self.axis, self.block)
+        if list(self.scales.shape) != expected:
+            raise ValueError(
+                f"scales must have shape {tuple(expected)} for elements of shape {tuple(self.elements.shape)} "
+                f"in blocks of {self.block} along axis {self.axis}, got {tuple(self.scales.shape)}"
+            )
+        if self.elements.device != self.scales.device:
+            raise ValueError(f"elements are on {self.elements.device}, scales on {self.scales.device}")
+
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Scale times element, as float32, float64, bfloat16 or float16.
 
@@ -94,9 +108,8 @@ def quantize(x: Tensor, fmt: ElementFormat, scale_rule: str, *, axis: int = -1, 
     blocks = _blocks(x, axis, block)
     scales = in_chunks(lambda part: _block_scales(_block_bits(part), fmt, constant), blocks)
     elements = in_chunks(lambda part, scale: _block_elements(_block_bits(part), scale, fmt), blocks, scales)
-    scales_shape = list(x.shape)
-    scales_shape[axis] //= block
-    return MXTensor(_unblock(elements, x.shape, axis), _unblock(scales, scales_shape, axis), fmt, axis, block)
+    scales = _unblock(scales, _scales_shape(x, axis, block), axis)
+    return MXTensor(_unblock(elements, x.shape, axis), scales, fmt, axis, block)
 
 
 def scale_constant(fmt: ElementFormat, scale_rule: str) -> int:
@@ -112,8 +125,7 @@ def scale_constant(fmt: ElementFormat, scale_rule: str) -> int:
     even    floor, of amax rounded to M fraction bits; that is 2 when m is at least half a step below 2 (a tie goes
             up, as the fraction below it is odd): f >= 2**23 - 2**(22 - M)     c = 2**(22 - M)
     """
-    if not isinstance(fmt, ElementFormat):
-        raise TypeError(f"fmt must be an ElementFormat such as formats.E4M3, got {reprlib.repr(fmt)}")
+    _require_format(fmt)
     if scale_rule not in SCALE_RULES:
         raise ValueError(f"scale_rule must be one of {', '.join(SCALE_RULES)}, got {reprlib.repr(scale_rule)}")
     largest_fraction = int((fmt.max / 2**fmt.emax - 1) * 2**FRACTION_BITS)
@@ -146,8 +158,13 @@ def flushed(x: Tensor, quantized: MXTensor) -> Tensor:
 def sqnr_db(reference: Tensor, approximation: Tensor) -> float:
     """Signal to quantization noise, 10 log10(sum of reference**2 / sum of (reference - approximation)**2), in decibels.
 
-    Summed in float64; inf where the two are equal, -inf where the approximation overflowed, NaN where either holds one.
+    Real tensors of one shape, summed in float64; inf where the two are equal, -inf where the approximation overflowed,
+    NaN where either holds one.
     """
+    for name, tensor in (("reference", reference), ("approximation", approximation)):
+        _require_tensor(tensor, name)
+        if tensor.is_complex():
+            raise TypeError(f"{name} must be real, got {tensor.dtype}")
     if reference.shape != approximation.shape:
         raise ValueError(f"shapes differ: {tuple(reference.shape)} and {tuple(approximation.shape)}")
     exact = reference.double()
@@ -165,8 +182,7 @@ def to_blocked(scales: Tensor) -> Tensor:
     are padded to a multiple of 128 and blocks to a multiple of 4, with byte 0. Source: NVIDIA CUTLASS documentation,
     Blackwell functionality, scale factor layouts; cuBLAS documentation, 1D block scaling factors layout.
     """
-    if scales.dtype != torch.uint8:
-        raise TypeError(f"scales must be torch.uint8, got {scales.dtype}")
+    _require_bytes(scales, "scales")
     if scales.ndim != 2:
         raise ValueError(f"scales must be (rows, K blocks), got shape {tuple(scales.shape)}")
     rows, columns = scales.shape
@@ -206,6 +222,9 @@ def _unblock(blocks: Tensor, shape: torch.Size | list[int], axis: int) -> Tensor
 
 def _same_blocks(x: Tensor, quantized: MXTensor) -> tuple[Tensor, Tensor]:
     """Bits of x, one block a row, and the scale byte of each row."""
+    _require_tensor(x, "x")
+    if not isinstance(quantized, MXTensor):
+        raise TypeError(f"quantized must be an MXTensor, got a {type(quantized).__name__}: {reprlib.repr(quantized)}")
     if x.shape != quantized.elements.shape:
         raise ValueError(f"x has shape {tuple(x.shape)}, the quantized tensor {tuple(quantized.elements.shape)}")
     check_input(x, quantized.axis, quantized.block)
@@ -213,17 +232,49 @@ def _same_blocks(x: Tensor, quantized: MXTensor) -> tuple[Tensor, Tensor]:
     return _block_bits(_blocks(x, quantized.axis, quantized.block)), scales
 
 
+def _scales_shape(x: Tensor, axis: int, block: int) -> list[int]:
+    """Shape of the scales of ``x``, after checking that it can be cut into such blocks."""
+    _check_blocks(x, axis, block)
+    shape = list(x.shape)
+    shape[axis] //= block
+    return shape
+
+
 def check_input(x: Tensor, axis: int, block: int) -> None:
     """Refuse what no quantizer here takes, with the value in the message."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got a {type(x).__name__}: {reprlib.repr(x)}")
+    _require_tensor(x, "x")
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise TypeError(f"x must be float32, bfloat16 or float16, got {x.dtype}")
+    _check_blocks(x, axis, block)
+
+
+def check_block(block: int) -> None:
+    """Refuse what is no number of elements that could share a scale, with the value in the message."""
     if not isinstance(block, int) or isinstance(block, bool) or block < 1:
         raise ValueError(f"block must be a positive integer, got {reprlib.repr(block)}")
+
+
+def _check_blocks(x: Tensor, axis: int, block: int) -> None:
+    check_block(block)
     if not isinstance(axis, int) or isinstance(axis, bool):
         raise TypeError(f"axis must be an integer, got {reprlib.repr(axis)}")
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis {axis} is out of range for a tensor of {x.ndim} dimensions")
     if x.shape[axis] % block:
         raise ValueError(f"axis {axis} has size {x.shape[axis]}, which is not a multiple of the block, {block}")
+
+
+def _require_tensor(x: Tensor, name: str) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got a {type(x).__name__}: {reprlib.repr(x)}")
+
+
+def _require_bytes(x: Tensor, name: str) -> None:
+    _require_tensor(x, name)
+    if x.dtype != torch.uint8:
+        raise TypeError(f"{name} must be torch.uint8, got {x.dtype}")
+
+
+def _require_format(fmt: ElementFormat) -> None:
+    if not isinstance(fmt, ElementFormat):
+        raise TypeError(f"fmt must be an ElementFormat such as formats.E4M3, got {reprlib.repr(fmt)}")

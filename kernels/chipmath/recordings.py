@@ -97,7 +97,7 @@ class Recording:
         """The one row with these cells; LookupError, naming the query, where none or several have them."""
         rows = self.select(**column_values)
         if len(rows) != 1:
-            query = ", ".join(f"{name}={value!r}" for name, value in column_values.items())
+            query = ", ".join(f"{name}={value!r}" for name, value in column_values.items()) or "any cells"
             raise LookupError(f"{self.experiment}: {len(rows)} of {len(self.rows)} rows have {query}; wanted one")
         return rows[0]
 
