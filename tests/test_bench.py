@@ -19,7 +19,7 @@ from chipmath.devices import MIB, PRODUCTS
 from chipmath.experiments import EXPERIMENTS, ExperimentError, Run, copy_bandwidth, here, launching, residency, timing
 from chipmath.experiments.residency import Counts
 from chipmath.experiments.residency_launches import compile_launch, launches
-from chipmath.gpu import DriverError, Gpu
+from chipmath.gpu import DriverError, Gpu, driver_occupancy
 from chipmath.occupancy import occupancy
 from chipmath.recordings import load, recorded
 from test_gpu import binary, ctypes_of, header
@@ -659,6 +659,17 @@ def test_a_launch_reaches_the_driver_as_it_was_meant(monkeypatch, fake_driver, a
     assert set(sums.tolist()) == {7}
     with pytest.raises(DriverError, match="error 3, fake"):
         launching.launch(binary(arch), 9, 64, [*arguments[:5], 1], dynamic_shared_bytes=70000)
+    assert fake_driver.left_behind() == 0, "modules, contexts and another device, after an error too"
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "gfx950"])
+def test_a_question_about_occupancy_reaches_the_driver_as_it_was_meant(monkeypatch, fake_driver, arch):
+    """Threads, all dynamic shared memory and the GPU; the answer is made of them."""
+    monkeypatch.setattr(launching.gpu, "_load", lambda names: fake_driver)
+    asked = dataclasses.replace(binary(arch), dynamic_shared_bytes=5000)
+    assert driver_occupancy(asked, dynamic_shared_bytes=65000, index=3) == 3_000_000 + 128 + 70_000
+    assert driver_occupancy(asked, 64) == 64 + 5000
+    assert fake_driver.left_behind() == 0
 
 
 # The device that is here

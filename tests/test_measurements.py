@@ -182,6 +182,13 @@ def test_a_live_run_ends_where_a_page_would_wait_too_long(shelf, live, monkeypat
     text, _ = shown(measure("residency"))
     assert "not measured on A Card 80GB: more than 20 s before the second" in text
 
+    def late(gpu, quick, progress):
+        progress(2, 2, "done")
+        return {}, [row(31)]
+
+    live(late)
+    assert "Live on this GPU" in shown(measure("residency"))[0], "what is done by then is not thrown away"
+
 
 def test_every_device_shows_its_newest_recording(shelf):
     other = {"name": "Another Card", "arch": "gfx950", "clock_hz_before": None, "clock_hz_after": None}
