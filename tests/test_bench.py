@@ -16,7 +16,17 @@ import pytest
 from chipmath import bench
 from chipmath.crosscompile import CompileError, CompilerMissing
 from chipmath.devices import MIB, PRODUCTS
-from chipmath.experiments import EXPERIMENTS, ExperimentError, Run, copy_bandwidth, here, launching, residency, timing
+from chipmath.experiments import (
+    EXPERIMENTS,
+    ExperimentError,
+    Run,
+    copy_bandwidth,
+    here,
+    launching,
+    quantizers,
+    residency,
+    timing,
+)
 from chipmath.experiments.residency import Counts
 from chipmath.experiments.residency_launches import compile_launch, launches
 from chipmath.gpu import DriverError, Gpu, driver_occupancy
@@ -466,6 +476,21 @@ def test_bandwidth_is_bytes_over_time(monkeypatch):
     assert read["ratio_to_reference_p10"] == pytest.approx(read["bytes_moved"] / 4 / (128 * 1024))
     assert read["fraction_of_datasheet"] == pytest.approx(read["bytes_moved"] / 4 / 8.0e12)
     assert all(set(row) == set(copy_bandwidth.EXPERIMENT.columns) for row in rows)
+
+
+def test_ratios_of_the_quantizers_by_hand():
+    """32 x 64 bfloat16: 4096 bytes in, 2112 of elements and scales out; times of 1 s, 2 s, 4 s and 8 s."""
+    seconds = {"rows": [1.0] * 3, "both": [2.0] * 3, quantizers.TWO_PASSES: [4.0] * 3, quantizers.COPY: [8.0] * 3}
+    rows = {name: quantizers._row(name, (32, 64), "bfloat16", 0, None, seconds) for name in seconds}
+    moved = {"rows": 6208, "both": 8320, quantizers.TWO_PASSES: 12416, quantizers.COPY: 8192}
+    assert {name: row["bytes_moved"] for name, row in rows.items()} == moved
+    assert quantizers.bytes_moved("columns", (32, 64), "float32") == 8192 + 2112
+    assert rows["both"]["bytes_per_s_p50"] == 4160
+    assert rows["both"]["ratio_to_copy_p10"] == 4160 / 1024
+    assert rows["both"]["time_over_two_passes_p90"] == 0.5
+    assert rows["rows"]["time_over_two_passes_p50"] is None
+    untimed = quantizers._row("a peer", (32, 64), "bfloat16", 3, "wrong", seconds)
+    assert (untimed["bytes_per_s_p50"], untimed["ratio_to_copy_p50"], untimed["wrong_bytes"]) == (None, None, 3)
 
 
 def test_buffers_rotate(monkeypatch):

@@ -183,6 +183,7 @@ def test_a_live_run_ends_where_a_page_would_wait_too_long(shelf, live, monkeypat
     assert "not measured on A Card 80GB: more than 20 s before the second" in text
 
     def late(gpu, quick, progress):
+        monkeypatch.setattr(measurements.time, "monotonic", lambda: 2e9)
         progress(2, 2, "done")
         return {}, [row(31)]
 
