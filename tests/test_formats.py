@@ -306,10 +306,11 @@ def test_encode_agrees_with_ml_dtypes_in_every_binade(fmt):
 
 @pytest.mark.slow
 @pytest.mark.peer
-def test_e4m3_agrees_with_ml_dtypes_on_every_positive_float32():
-    step = 1 << 22
+def test_e4m3_agrees_with_ml_dtypes_on_every_17th_positive_float32():
+    """An odd stride meets every pattern of the low bits; tests/oracles/every_float32.py went through all, once."""
+    step = 17 << 18
     for start in range(0, 0x7F800001, step):
-        x = np.arange(start, min(start + step, 0x7F800001), dtype=np.uint32).view(np.float32)
+        x = np.arange(start, min(start + step, 0x7F800001), 17, dtype=np.uint32).view(np.float32)
         np.testing.assert_array_equal(encode(E4M3, x), oracle_codes(E4M3, x))
 
 
