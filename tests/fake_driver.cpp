@@ -3,17 +3,14 @@
 #include <cstddef>
 #include <cstring>
 
-static int shared_limit, carveout, loaded, contexts;
+static int shared_limit, carveout, loaded, contexts, device;
 
 #define SUCCEEDS(name, ...) \
   extern "C" int name(__VA_ARGS__) { return 0; }
 SUCCEEDS(cuInit, unsigned)
 SUCCEEDS(hipInit, unsigned)
-SUCCEEDS(hipSetDevice, int)
 SUCCEEDS(cuCtxPushCurrent_v2, void*)
 SUCCEEDS(cuCtxPopCurrent_v2, void**)
-SUCCEEDS(cuOccupancyMaxActiveBlocksPerMultiprocessor, int*, void*, int, size_t)
-SUCCEEDS(hipModuleOccupancyMaxActiveBlocksPerMultiprocessor, int*, void*, int, size_t)
 
 static int say(const char** text) {
   *text = "fake";
@@ -29,6 +26,12 @@ static int load(void** module, const char* code) {
 static int find(void** function, const char* name) {
   *function = &shared_limit;
   return strcmp(name, "k") ? 12 : 0;
+}
+
+// Not what a driver would say, but what it was asked: threads, bytes and, in millions, the device.
+static int ask(int* groups, void* function, int threads, size_t bytes) {
+  *groups = threads + (int)bytes + device * 1000000;
+  return function != &shared_limit || !loaded;
 }
 
 static int run(unsigned x, unsigned y, unsigned z, unsigned a, unsigned b, unsigned c, void** arguments) {
@@ -51,15 +54,31 @@ int cuDeviceGet(int* device, int index) {
   return 0;
 }
 int hipGetDevice(int* device) {
-  *device = 0;
+  *device = ::device;
   return 0;
 }
-int cuDevicePrimaryCtxRetain(void** context, int) {
+int hipSetDevice(int index) {
+  device = index;
+  return 0;
+}
+int cuDevicePrimaryCtxRetain(void** context, int index) {
   *context = &contexts;
+  device = index;
   ++contexts;
   return 0;
 }
-int cuDevicePrimaryCtxRelease_v2(int) { return --contexts; }
+int cuDevicePrimaryCtxRelease_v2(int index) {
+  if (index != device) return 13;
+  device = 0;
+  return --contexts;
+}
+int cuOccupancyMaxActiveBlocksPerMultiprocessor(int* groups, void* function, int threads, size_t bytes) {
+  return (size_t)shared_limit != bytes ? 14 : ask(groups, function, threads, bytes);
+}
+int hipModuleOccupancyMaxActiveBlocksPerMultiprocessor(int* groups, void* function, int threads, size_t bytes) {
+  return ask(groups, function, threads, bytes);
+}
+int left_behind() { return loaded + contexts + device; }
 int cuModuleLoadData(void** module, const char* code) { return load(module, code); }
 int hipModuleLoadData(void** module, const char* code) { return load(module, code); }
 int cuModuleUnload(void*) { return --loaded; }

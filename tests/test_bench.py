@@ -24,13 +24,14 @@ from chipmath.experiments import (
     copy_bandwidth,
     here,
     launching,
+    quantizers,
     residency,
     timing,
     training,
 )
 from chipmath.experiments.residency import Counts
 from chipmath.experiments.residency_launches import compile_launch, launches
-from chipmath.gpu import DriverError, Gpu
+from chipmath.gpu import DriverError, Gpu, driver_occupancy
 from chipmath.occupancy import occupancy
 from chipmath.recordings import load, recorded
 from test_gpu import binary, ctypes_of, header
@@ -516,6 +517,21 @@ def test_bandwidth_is_bytes_over_time(monkeypatch):
     assert all(set(row) == set(copy_bandwidth.EXPERIMENT.columns) for row in rows)
 
 
+def test_ratios_of_the_quantizers_by_hand():
+    """32 x 64 bfloat16: 4096 bytes in, 2112 of elements and scales out; times of 1 s, 2 s, 4 s and 8 s."""
+    seconds = {"rows": [1.0] * 3, "both": [2.0] * 3, quantizers.TWO_PASSES: [4.0] * 3, quantizers.COPY: [8.0] * 3}
+    rows = {name: quantizers._row(name, (32, 64), "bfloat16", 0, None, seconds) for name in seconds}
+    moved = {"rows": 6208, "both": 8320, quantizers.TWO_PASSES: 12416, quantizers.COPY: 8192}
+    assert {name: row["bytes_moved"] for name, row in rows.items()} == moved
+    assert quantizers.bytes_moved("columns", (32, 64), "float32") == 8192 + 2112
+    assert rows["both"]["bytes_per_s_p50"] == 4160
+    assert rows["both"]["ratio_to_copy_p10"] == 4160 / 1024
+    assert rows["both"]["time_over_two_passes_p90"] == 0.5
+    assert rows["rows"]["time_over_two_passes_p50"] is None
+    untimed = quantizers._row("a peer", (32, 64), "bfloat16", 3, "wrong", seconds)
+    assert (untimed["bytes_per_s_p50"], untimed["ratio_to_copy_p50"], untimed["wrong_bytes"]) == (None, None, 3)
+
+
 def test_buffers_rotate(monkeypatch):
     """Between two uses of a buffer lie all others, and inputs are no zeros."""
     torch = pytest.importorskip("torch")
@@ -707,6 +723,17 @@ def test_a_launch_reaches_the_driver_as_it_was_meant(monkeypatch, fake_driver, a
     assert set(sums.tolist()) == {7}
     with pytest.raises(DriverError, match="error 3, fake"):
         launching.launch(binary(arch), 9, 64, [*arguments[:5], 1], dynamic_shared_bytes=70000)
+    assert fake_driver.left_behind() == 0, "modules, contexts and another device, after an error too"
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "gfx950"])
+def test_a_question_about_occupancy_reaches_the_driver_as_it_was_meant(monkeypatch, fake_driver, arch):
+    """Threads, all dynamic shared memory and the GPU; the answer is made of them."""
+    monkeypatch.setattr(launching.gpu, "_load", lambda names: fake_driver)
+    asked = dataclasses.replace(binary(arch), dynamic_shared_bytes=5000)
+    assert driver_occupancy(asked, dynamic_shared_bytes=65000, index=3) == 3_000_000 + 128 + 70_000
+    assert driver_occupancy(asked, 64) == 64 + 5000
+    assert fake_driver.left_behind() == 0
 
 
 # The device that is here

@@ -44,6 +44,14 @@ def test_lds_is_128_blocks_on_every_cdna_chip():
     assert 4 * DEVICES["gfx950"].scalar_registers_per_simd * 4 == 12.5 * KIB  # ROCm, AMD GPU specifications
 
 
+def test_the_name_of_a_matrix_instruction_is_its_shape():
+    named = [one for unit in DEVICES.values() if unit.vendor == "AMD" for one in unit.matrix_instructions]
+    assert len(named) > 20
+    for one in named:
+        shape = re.search(r"_(\d+)x(\d+)x(\d+)(?!\d)", one.name).groups()
+        assert (one.m, one.n, one.k) == tuple(map(int, shape)), one.name
+
+
 def test_scalars_end_where_the_compiler_ends():
     """A kernel that clobbers s101 states the largest .sgpr_count; beyond it there is no register to name."""
     arch = "gfx950"
@@ -103,6 +111,10 @@ def test_matrix_rates_per_unit():
     assert DEVICES["gfx942"].matrix_rates["fp8"] == 4096
     assert DEVICES["gfx950"].matrix_rates["fp8"] == 8192
     assert DEVICES["gfx90a"].matrix_rates["fp16"] == 1024  # CDNA2 white paper
+    # CUTLASS, "Blackwell SM100 GEMMs": multiples of Hopper's FP8 rate, which the white paper's peak fixes above
+    assert DEVICES["sm_100"].matrix_rates == {
+        fmt: times * DEVICES["sm_90"].matrix_rates["fp8"] for fmt, times in {"fp8": 2, "fp6": 2, "fp4": 4}.items()
+    }
 
 
 TENSOR_MEMORY = """

@@ -168,6 +168,12 @@ def test_table_formats_by_column_and_escapes():
     assert "<caption>A &amp; B</caption>" in html
 
 
+def test_a_column_is_of_numbers_only_where_no_cell_is_a_text():
+    table = Table(["registers"], [[128], ["spills"]])
+    assert 'class="number"' not in table._repr_html_()
+    assert repr(table).splitlines()[2:] == ["128", "spills"]
+
+
 def test_a_column_of_several_words_keeps_room_for_them():
     html = Table(["recipe", "n"], [["one scale a tensor", 1], ["none", 2]])._repr_html_()
     assert html.count('<td class="words">') == 2

@@ -197,6 +197,12 @@ def test_codes_wider_than_the_format_are_rejected(fmt, code):
         fmt.decode(torch.tensor([0, code], dtype=torch.uint8))
 
 
+@pytest.mark.parametrize("fmt", ALL, ids=str)
+def test_no_codes_are_no_values(fmt):
+    assert fmt.decode(torch.empty(0, 3, dtype=torch.uint8)).shape == (0, 3)
+    assert fmt.encode(torch.empty(0, 3)).shape == (0, 3)
+
+
 def test_wrong_types_are_named():
     with pytest.raises(TypeError, match=r"x must be torch.float32, got torch.float64"):
         E4M3.encode(torch.zeros(1, dtype=torch.float64))

@@ -72,6 +72,16 @@ def test_gpu_agrees_with_torch():
         assert record.name == torch.cuda.get_device_name()
 
 
+def test_the_runtime_is_the_one_that_torch_was_built_with(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties(major=9, minor=index))
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert (gpu().arch, gpu().runtime) == ("sm_91", "CUDA 12.8")
+
+
 def test_without_torch_there_is_no_gpu():
     code = "import sys; sys.modules['torch'] = None; from chipmath.gpu import gpu; assert gpu() is None"
     subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(KERNELS)}, check=True)

@@ -446,6 +446,18 @@ def test_a_wrong_route_is_named_and_the_others_go_on(monkeypatch):
     assert [row["route"] for row in rows] == [gemm_speed.REFERENCE, "dequantize_cublas"]
 
 
+def test_speeds_are_products_over_time(monkeypatch):
+    """A clock that gives each candidate its time: what takes half of the reference's has twice its speed."""
+    seconds = {gemm_speed.REFERENCE: [1.0] * 3, "dequantize_cublas": [0.5] * 3}
+    monkeypatch.setattr(gemm_speed, "routes_of", lambda arch: ["dequantize_cublas"])
+    monkeypatch.setattr(gemm_speed, "take_turns", lambda candidates, stopwatch, rounds: seconds)
+    _, rows = gemm_speed.rehearse(lambda *a: None)
+    row = {row["route"]: row for row in rows}["dequantize_cublas"]
+    assert [row[f"s_{p}"] for p in ("p10", "p50", "p90")] == [0.5] * 3
+    assert row["flop_per_s_p50"] == 2 * (64 * 48 * 128) / 0.5
+    assert row["speed_of_reference_p50"] == 2
+
+
 def test_a_wrong_reference_ends_the_experiment(monkeypatch):
     true = matmul_gpu._bfloat16_product
     monkeypatch.setattr(gemm_speed, "routes_of", lambda arch: ["dequantize_cublas"])

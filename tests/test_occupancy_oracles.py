@@ -1,5 +1,6 @@
 """The occupancy model against two programs that we did not write: AMD's compiler and NVIDIA's cuda_occupancy.h."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chipmath.devices import DEVICES
 from chipmath.occupancy import occupancy, occupancy_table, shared_ceilings
 from oracles import llvm_amdgpu
 
@@ -254,6 +256,17 @@ def test_cuda_occupancy_header(arch, ask_header, report):
 @pytest.mark.parametrize("arch", NVIDIA)
 def test_cuda_occupancy_header_many(arch, ask_header, report):
     check_against_header(arch, 1_000_000, ask_header, report)
+
+
+def test_carveouts_are_those_of_the_header():
+    """cudaOccAlignUpShmemSizeVoltaPlus rounds up to 8 KiB, 16 KiB, …: an ascending run for each family of chips."""
+    body = header().read_text().partition("cudaOccAlignUpShmemSizeVoltaPlus")[2]
+    runs = [[0]]
+    for size in map(int, re.findall(r"\*shMemSize = (\d+) \* 1024;", body)):
+        runs = [*runs, [0]] if size < runs[-1][-1] else runs
+        runs[-1].append(size)
+    for arch in NVIDIA:
+        assert list(DEVICES[arch].carveouts_kib) in runs, arch
 
 
 def test_register_refusal_is_implied():

@@ -176,8 +176,10 @@ def test_a_sample_compiles_to_what_was_recorded(experiment, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", COMPILED, ids=lambda experiment: experiment.name)
 def test_everything_compiles_to_what_was_recorded(experiment):
+    """All but the sample, which the test above compiles."""
     taken = newest(experiment.name)
-    assert {compile_again(experiment, taken, case) for case in experiment.cases} == {"same"}
+    others = [case for case in experiment.cases if case not in experiment.quick_cases]
+    assert {compile_again(experiment, taken, case) for case in others} <= {"same"}
 
 
 def test_a_changed_number_is_noticed():

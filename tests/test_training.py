@@ -347,6 +347,23 @@ def test_a_run_is_reproducible_and_learns():
     assert curve.stopped is None
 
 
+def test_a_head_attends_by_queries_to_keys_before_it():
+    """softmax(Q K' / sqrt(d)) V, of the positions up to its own, each of two heads by itself."""
+    block = GPT(Shape(layers=1, width=32, heads=2, context=5), 0).blocks[0]
+    qkv = torch.randn(1, 5, 96, generator=torch.Generator().manual_seed(0))
+    got = block._attend(qkv)
+    for head in (0, 1):
+        q, k, v = (qkv[0, :, start + 16 * head :][:, :16] for start in (0, 32, 64))
+        scores = (q @ k.T / 4).masked_fill(torch.ones(5, 5).triu(1).bool(), -math.inf)
+        torch.testing.assert_close(got[0, :, 16 * head :][:, :16], scores.softmax(-1) @ v)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(48, 2), (32, 3)])
+def test_a_width_that_no_block_or_head_divides_is_refused(width, heads):
+    with pytest.raises(ValueError, match=f"width {width} is not a multiple of 32 and of {heads} heads"):
+        GPT(Shape(layers=1, width=width, heads=heads, context=4), 0)
+
+
 def test_recipes_start_from_the_same_weights_and_batches():
     first = {recipe: train(recipe, TINY, seed=1, steps=1)[0].losses[0] for recipe in (FP32, BF16, MXFP8_RCEIL)}
     assert first[BF16] == pytest.approx(first[FP32], abs=1e-3)
@@ -472,6 +489,9 @@ def test_gradients_of_each_recipe_against_fp32():
     assert sqnr[MXFP8_RCEIL] > sqnr[MXFP8_FLOOR] > sqnr[MXFP4] > 3
     assert sqnr[MXFP8_RCEIL] > 22
     assert abs(sqnr[FP8_UNSCALED]) < 1, "the gradient is all but zero"
+    (again,) = gradient_sqnr_db(model, tokens, targets, (MXFP8_RCEIL,), dtype=torch.bfloat16).values()
+    assert again == pytest.approx(sqnr[MXFP8_RCEIL], abs=1)
+    assert again != sqnr[MXFP8_RCEIL], "what is restored to bfloat16 is rounded again"
 
 
 def test_captured_tensors_are_those_of_the_products():
@@ -495,6 +515,10 @@ def test_lost_shares_by_hand():
     assert FP8_UNSCALED.losses(x, 1) == (1 / 1024, 1 / 1024)
     assert FP8_TENSOR.losses(x, 1) == (0.0, 1 / 1024)
     assert FP32.losses(x, 1) == (0.0, 0.0)
+    # Of two layers, the values count, not the layers: two of 1024, and none of 3072.
+    other = torch.zeros(96, 32)
+    layers = {"a": probes.Captured(x, other, other), "b": probes.Captured(other, other, other)}
+    assert lost_shares(layers, MXFP8_FLOOR) == {"X": (1 / 4096, 1 / 4096), "W": (0, 0), "dY": (0, 0)}
 
 
 # --- several ranks ----------------------------------------------------------------------------------------------------
