@@ -2,7 +2,8 @@
 
 execution.py  a cache that notices every change that can change a result; pages executed side by side, with progress
 badges.py     the role ``{evidence}`key```; badges of cited results linked to the bibliography; typed badges refused
-here          the table of corrections; reading time; duplicate inline scripts removed; date and commit of each page
+head.py       what a page loads and how its first paint looks
+here          the table of corrections; reading time; date and commit of each page
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from sphinx.errors import ExtensionError
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
-from chipbook import badges
+from chipbook import badges, head
 from chipbook.badges import quote_page
 from chipbook.execution import execute_pages, set_execution_cache
 
@@ -82,22 +83,6 @@ class Corrections(SphinxDirective):
         return [table]
 
 
-def drop_duplicate_scripts(app, pagename, templatename, context, doctree) -> None:
-    """Drop repeated inline scripts, which a browser refuses with an error (fixed in Sphinx 8: sphinx issue 13402).
-
-    Thebe's scripts go altogether: it is switched off, and they name a server that no page of this book needs.
-    """
-    seen, kept = set(), []
-    for script in context.get("script_files", []):
-        body = getattr(script, "attributes", {}).get("body")
-        thebe = "thebe" in str(getattr(script, "filename", "")) or "THEBE_JS_URL" in (body or "")
-        if not thebe and (body is None or body not in seen):
-            kept.append(script)
-        seen.add(body)
-    context["script_files"] = kept
-    context["css_files"] = [style for style in context.get("css_files", []) if "thebe" not in str(style.filename)]
-
-
 def date_page(app, pagename, templatename, context, doctree) -> None:
     """Show the date and commit of the page's last change; show nothing where git does not know it.
 
@@ -124,8 +109,7 @@ def setup(app):
     app.connect("env-before-read-docs", execute_pages)
     badges.setup(app)
     app.connect("html-page-context", date_page)
-    # after the theme and the launch buttons have added theirs
-    app.connect("html-page-context", drop_duplicate_scripts, priority=900)
+    head.setup(app)
     app.add_role("reading-time", ReadingTimeRole())
     app.add_directive("corrections", Corrections)
     app.add_node(PendingReadingTime)
