@@ -45,7 +45,8 @@ class Api(SphinxDirective):
         analyzer = ModuleAnalyzer.for_module(title)
         analyzer.analyze()
         analyzer.attr_docs |= field_comments(analyzer.code)
-        options = ("members:", "undoc-members:", "member-order: bysource")
+        # fields without a comment of their own are in the list of their class's docstring
+        options = ("members:", "member-order: bysource")
         lines = ["```{eval-rst}", f".. automodule:: {title}", *(f"   :{option}" for option in options), "```"]
         self.state.nested_parse(StringList(lines, source=self.env.docname), self.content_offset, section)
         return section
