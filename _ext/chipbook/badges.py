@@ -314,6 +314,20 @@ def link_cited(app, pagename, templatename, context, doctree) -> None:
     context["body"] = re.sub(cited, linked, context["body"])
 
 
+# --- values that are longer than a number ---------------------------------------------------------------------------
+
+VALUE = re.compile(r'(?<=<span class="evidence-value">)[^<]{13,}(?=<)')
+# a list's comma, a word's end, and within an instruction's name a dot or an underscore; never beside a sign or a unit
+BREAKS = re.compile(r"(?<=[,;] )|(?<=[a-z]{2} )(?=[a-z])|(?<=[a-z0-9]_)(?=[a-z0-9])|(?<=[A-Za-z0-9]\.)(?=[A-Z0-9]*[A-Z])")
+
+
+def break_long_values(app, pagename, templatename, context, doctree) -> None:
+    """Let a list or a long name break across lines, where a value and its badge otherwise stay on one."""
+    body = context.get("body", "")
+    if "evidence-value" in body:
+        context["body"] = VALUE.sub(lambda value: BREAKS.sub("<wbr>", value[0]), body)
+
+
 def bibliography(root: Path) -> dict[str, str]:
     """Return one plain line for each key of references.bib."""
     path = root / "references.bib"
@@ -347,3 +361,4 @@ def setup(app) -> None:
     app.connect("doctree-read", check_document)
     app.connect("html-page-context", check_page)
     app.connect("html-page-context", link_cited)
+    app.connect("html-page-context", break_long_values)
