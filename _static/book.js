@@ -35,6 +35,14 @@
   // A phone's menu of sections lies over the page: close it once a section is chosen.
   document.addEventListener("click", (event) => event.target.closest("dialog[open] a[href^='#']")?.closest("dialog").close());
 
+  // The passage that search shows of a page is its text: without badges, and with powers as one types them.
+  document.addEventListener("DOMContentLoaded", () => {
+    if (typeof Search === "undefined") return;
+    const textOf = Search.htmlToText;
+    Search.htmlToText = (html, ...rest) =>
+      textOf(html.replace(/<(span|a) class="evidence evidence-[^>]*>[^<]*<\/\1>/g, "").replaceAll("<sup>", "<sup>^"), ...rest);
+  });
+
   // A page opened from disk may read no other page, so search lists titles without a passage of their text.
   if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
 })();

@@ -11,7 +11,7 @@ import chipbook
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
-from chipbook import badges, execution
+from chipbook import badges, execution, head
 from conftest import ToyBook
 from sphinx.errors import ExtensionError
 
@@ -550,3 +550,31 @@ def test_a_made_up_live_recording_is_refused_where_it_is_made(built_book):
 def test_roles_that_show_a_bare_number_fail_the_build(built_book, role):
     output = built_with(built_book, built_book.page, role)
     assert re.search(r"page:1\d: \{glue.*\} shows a result bare; use \{evidence\}", output)
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("v_mfma_f32_16x16x128_f8f6f4", "v_mfma_<wbr>f32_<wbr>16x16x128_<wbr>f8f6f4"),
+        ("HGMMA.64x128x16.F32.BF16", "HGMMA.64x128x16.<wbr>F32.<wbr>BF16"),
+        ("64, 72, 80, 96, 128", "64, <wbr>72, <wbr>80, <wbr>96, <wbr>128"),
+        ("registers and LDS", "registers <wbr>and LDS"),
+        ("1.75 × 2 − 126.0625", "1.75 × 2 − 126.0625"),  # arithmetic stays together
+        ("5,033 TFLOP/s", "5,033 TFLOP/s"),
+        ("120000.0625 \N{NO-BREAK SPACE}dB", "120000.0625 \N{NO-BREAK SPACE}dB"),
+    ],
+)
+def test_a_long_value_may_break_where_a_reader_would_break_it(value, written):
+    html = (
+        '<p><span class="evidence-value">{}<span class="evidence evidence-computed" data-tip="a_b">=</span></span></p>'
+    )
+    context = {"body": html.format(value)}
+    badges.break_long_values(None, "page", "page.html", context, None)
+    assert context["body"] == html.format(written)
+
+
+@pytest.mark.parametrize("scripts", [0, 2])
+def test_a_theme_that_loads_its_icons_otherwise_is_noticed(scripts):
+    line = '<script defer src="../_static/scripts/fontawesome.js?digest=0"></script>\n'
+    with pytest.raises(ExtensionError, match=rf"{scripts} lines with _static/scripts/fontawesome.js"):
+        head.lean_head("<link>\n" + scripts * line)

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.built
 
 LINKS = {"a": "href", "link": "href", "area": "href", "script": "src", "img": "src", "source": "src", "iframe": "src"}
 ARTICLE_BYTES = 300_000
+LANDING_BYTES = 250_000
 # Rules that a page of this book breaks through the work of others: message -> (whose, what it takes to mend it there).
 OTHERS_INVALID = {
     "Element “p” not allowed as child of element “summary” in this context. (Suppressing further errors from this "
@@ -113,6 +114,28 @@ def loaded(page: str) -> set[Path]:
 
 def compressed(path: Path) -> int:
     return len(gzip.compress(path.read_bytes(), 6))
+
+
+def test_landing_page_is_light():
+    sizes = {path.name: compressed(path) for path in loaded("index.html") | {HTML / "index.html"}}
+    assert sum(sizes.values()) < LANDING_BYTES, sizes
+
+
+def test_mathjax_is_loaded_where_a_formula_is_and_nowhere_else():
+    for page in site_pages():
+        has_formula = bool(soup_of(page).select(".math"))
+        assert has_formula == any("mathjax" in path.parts for path in loaded(page)), page
+
+
+def test_every_page_has_an_icon_a_language_and_a_title_of_its_own():
+    titles = {}
+    for page in site_pages():
+        icon = soup_of(page).find("link", rel="icon")["href"]
+        assert not broken(page, icon)
+        assert soup_of(page).html["lang"] == "en"
+        titles.setdefault(soup_of(page).title.text, []).append(page)
+    assert [pages for pages in titles.values() if len(pages) > 1] == [["index.html", "intro.html"]]  # the same page
+    assert not [title for title in titles if title.count("Shekhar Pandey") != 1]
 
 
 @pytest.mark.parametrize("article", ARTICLES)

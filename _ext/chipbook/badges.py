@@ -318,7 +318,9 @@ def link_cited(app, pagename, templatename, context, doctree) -> None:
 
 VALUE = re.compile(r'(?<=<span class="evidence-value">)[^<]{13,}(?=<)')
 # a list's comma, a word's end, and within an instruction's name a dot or an underscore; never beside a sign or a unit
-BREAKS = re.compile(r"(?<=[,;] )|(?<=[a-z]{2} )(?=[a-z])|(?<=[a-z0-9]_)(?=[a-z0-9])|(?<=[A-Za-z0-9]\.)(?=[A-Z0-9]*[A-Z])")
+BREAKS = re.compile(
+    r"(?<=[,;] )|(?<=[a-z]{2} )(?=[a-z])|(?<=[a-z0-9]{2}_)(?=[a-z0-9])|(?<=[A-Za-z0-9]\.)(?=[A-Z0-9]*[A-Z])"
+)
 
 
 def break_long_values(app, pagename, templatename, context, doctree) -> None:
