@@ -63,6 +63,22 @@ def soup_of(page: str) -> BeautifulSoup:
 # --- docstrings ---
 
 
+def test_fields_that_a_docstring_lists_have_an_entry_each():
+    made = restructured(["name   as in the standard", "bits   of a code"], {"name"})
+    assert made[:4] == ["", ".. attribute:: name", "", "    as in the standard"]
+    assert "``bits``" in made
+
+
+@pytest.mark.built
+def test_api_page_describes_a_listed_field_once_and_with_its_text():
+    page = soup_of("reference/api")
+    entries = page.find_all(id="chipmath.occupancy.Occupancy.limits")
+    assert len(entries) == 1
+    assert "groups per unit that each limiter alone would admit" in entries[0].find_next("dd").text
+    names = [code.text for code in page.find(id="chipmath.evidence.Table").find_next("dd").select("dt")]
+    assert len([name for name in names if "caption" in name]) == 1
+
+
 def test_columns_of_a_docstring_become_definitions():
     made = restructured(["x        float32, (M, K);", "         any strides", "returns  *codes*"])
     assert made == ["", "``x``", "    float32, (M, K);", "    any strides", "", "``returns``", r"    \*codes\*", ""]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +25,8 @@ MODULES = (
     "gpu", "bench", "recordings", "evidence", "measurements", "figures",
 )  # fmt: skip
 OPTIONAL = ("triton", "numba")  # modules of chipmath import them; the page has to build without
+ATTRIBUTE = ".. attribute:: "
+LISTED = "fields that the docstring of the class in hand lists"
 ENTRY = re.compile(r"(?P<name>\S(?:.*?\S)?) {2,}(?P<text>\S.*)")
 
 
@@ -45,8 +48,7 @@ class Api(SphinxDirective):
         analyzer = ModuleAnalyzer.for_module(title)
         analyzer.analyze()
         analyzer.attr_docs |= field_comments(analyzer.code)
-        # fields without a comment of their own are in the list of their class's docstring
-        options = ("members:", "member-order: bysource")
+        options = ("members:", "undoc-members:", "member-order: bysource")
         lines = ["```{eval-rst}", f".. automodule:: {title}", *(f"   :{option}" for option in options), "```"]
         self.state.nested_parse(StringList(lines, source=self.env.docname), self.content_offset, section)
         return section
@@ -59,8 +61,16 @@ def find_package(app, config) -> None:
 
 
 def rewrite(app, what, name, obj, options, lines) -> None:
-    """Replace a docstring's lines by reStructuredText."""
-    lines[:] = restructured(lines)
+    """Replace a docstring's lines by reStructuredText; the fields that a class lists there can be linked to."""
+    fields = set(getattr(obj, "__dataclass_fields__", ())) if what == "class" else set()
+    lines[:] = restructured(lines, fields)
+    if what == "class":
+        app.env.temp_data[LISTED] = {line.removeprefix(ATTRIBUTE) for line in lines if line.startswith(ATTRIBUTE)}
+
+
+def skip_listed(app, what, name, obj, skip, options) -> bool | None:
+    """Leave out a field that the docstring of its class, which autodoc writes just before, has an entry for."""
+    return True if what == "class" and name in app.env.temp_data.get(LISTED, ()) else None
 
 
 def field_comments(source: str) -> dict[tuple[str, str], list[str]]:
@@ -79,8 +89,8 @@ def shorten(app, what, name, obj, options, signature, returns) -> tuple[str | No
     return tuple(text and re.sub(r"~(?:\w+\.)+", "", text) for text in (signature, returns))
 
 
-def restructured(lines: list[str]) -> list[str]:
-    """Return the lines of a docstring as reStructuredText."""
+def restructured(lines: list[str], fields: Collection[str] = ()) -> list[str]:
+    """Return the lines of a docstring as reStructuredText, with an entry for each of the fields that it lists."""
     made: list[str] = []
     literal = False
     for block in _blocks(lines):
@@ -89,7 +99,7 @@ def restructured(lines: list[str]) -> list[str]:
         if literal:
             made += [*block, ""]
         elif _is_columns(block):
-            made += _definitions(block)
+            made += _definitions(block, fields)
         else:
             made += [*(_escaped(line.strip()) for line in block), ""]
         literal = literal or block[-1].endswith("::")
@@ -112,7 +122,7 @@ def _is_columns(block: list[str]) -> bool:
     return bool(first) and all(line.startswith((" ", "- ")) or ENTRY.fullmatch(line) for line in block)
 
 
-def _definitions(block: list[str]) -> list[str]:
+def _definitions(block: list[str], fields: Collection[str]) -> list[str]:
     made: list[str] = []
     for line in block:
         entry = ENTRY.fullmatch(line)
@@ -121,7 +131,9 @@ def _definitions(block: list[str]) -> list[str]:
         elif line.startswith(" "):
             made.append(("  " if made and "- " in block[0][:2] else "    ") + _escaped(line.strip()))
         else:
-            made += ["", f"``{entry['name'].strip('`')}``", "    " + _escaped(entry["text"])]
+            name = entry["name"].strip("`")
+            term = [ATTRIBUTE + name, ""] if name in fields else [f"``{name}``"]
+            made += ["", *term, "    " + _escaped(entry["text"])]
     return [*made, ""]
 
 
@@ -142,4 +154,5 @@ def setup(app):
     app.add_directive("api", Api)
     app.connect("config-inited", find_package)
     app.connect("autodoc-process-docstring", rewrite)
+    app.connect("autodoc-skip-member", skip_listed)
     app.connect("autodoc-process-signature", shorten)
