@@ -43,6 +43,14 @@
       textOf(html.replace(/<(span|a) class="evidence evidence-[^>]*>[^<]*<\/\1>/g, "").replaceAll("<sup>", "<sup>^"), ...rest);
   });
 
+  // A notebook is to be saved: a browser shows its JSON (jupyter-book issue 2237).
+  document.addEventListener("DOMContentLoaded", () => {
+    for (const link of document.querySelectorAll(".dropdown-download-buttons a[href$='.ipynb']")) {
+      link.download = "";
+      link.removeAttribute("target");
+    }
+  });
+
   // A page opened from disk may read no other page, so search lists titles without a passage of their text.
   if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
 })();

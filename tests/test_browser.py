@@ -67,6 +67,9 @@ def test_page_is_quiet_offline_and_fits(browser, name, viewport, theme):
         assert visit.page.evaluate("document.documentElement.dataset.theme") == theme
         width = visit.page.evaluate("document.documentElement.scrollWidth")
         assert width <= viewport["width"]
+        if viewport is PHONE:  # and at 400 % zoom (WCAG 1.4.10)
+            visit.page.set_viewport_size({"width": 320, "height": 256})
+            assert visit.page.evaluate("document.documentElement.scrollWidth") <= 320
 
 
 def test_menu_of_sections_closes_on_a_phone_once_one_is_chosen(browser):
@@ -146,6 +149,19 @@ def test_icons_are_drawn_by_the_web_font(browser):
         for icon in icons.all():
             assert icon.evaluate("icon => icon.getBoundingClientRect().width") > 10
         assert visit.page.evaluate("[...document.fonts].some(f => /Awesome/.test(f.family) && f.status === 'loaded')")
+
+
+def test_notebooks_are_saved_and_copy_buttons_seen_by_keyboard(browser):
+    with Visit(browser, "chapters/kernels", viewport=DESKTOP) as visit:
+        page = visit.page
+        menu = page.locator(".dropdown-download-buttons a[href$='.ipynb']")
+        assert [link.get_attribute("download") for link in menu.all()] == ["", ""]
+        copy = page.locator("button.copybtn").first
+        copy.focus()
+        page.keyboard.press("Shift+Tab")
+        page.keyboard.press("Tab")
+        assert copy.evaluate("button => button === document.activeElement")
+        page.wait_for_function("getComputedStyle(document.activeElement).opacity === '1'", timeout=5_000)
 
 
 def test_search_finds_a_page_offline(browser):
