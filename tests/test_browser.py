@@ -156,7 +156,7 @@ def test_notebooks_are_saved_and_copy_buttons_seen_by_keyboard(browser):
         page = visit.page
         menu = page.locator(".dropdown-download-buttons a[href$='.ipynb']")
         assert [link.get_attribute("download") for link in menu.all()] == ["", ""]
-        copy = page.locator("button.copybtn").first
+        copy = page.locator("button.copybtn:visible").first
         copy.focus()
         page.keyboard.press("Shift+Tab")
         page.keyboard.press("Tab")
