@@ -261,6 +261,8 @@ ARITHMETIC = [
     ("s_mov_b32 s4, 0x80000000; s_lshl1_add_u32 s5, s4, 1; s_cselect_b32 s6, s5, 9; v_mov_b32_e32 v3, s6", [0], [1]),
     ("s_mov_b32 s4, 0x7fffffff; s_add_i32 s5, s4, 1; s_cselect_b64 s[4:5], -1, 0; v_mov_b32_e32 v3, s5", [0], [ONES]),
     ("s_mov_b32 s4, 0x80000000; s_mul_hi_i32 s5, s4, 6; v_mov_b32_e32 v3, s5", [0], [ONES - 2]),
+    ("s_bitcmp0_b32 4, 2; s_cselect_b32 s4, 1, 2; v_mov_b32_e32 v3, s4", [0], [2]),
+    ("s_bitcmp1_b32 4, 34; s_cselect_b32 s4, 1, 2; v_mov_b32_e32 v3, s4", [0], [1]),  # 34 counts as 2
     ("s_max_i32 s4, 5, 5; s_cselect_b32 s4, 1, 2; v_mov_b32_e32 v3, s4", [0], [1]),  # equal counts for the maximum
     ("s_min_i32 s4, 5, 5; s_cselect_b32 s4, 1, 2; v_mov_b32_e32 v3, s4", [0], [2]),
     ("s_movk_i32 s4, 0x8000; v_mov_b32_e32 v3, s4", [0], [0xFFFF8000]),

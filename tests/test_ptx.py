@@ -16,7 +16,7 @@ from chipmath.experiments.quantizer_code import compile_quantizer
 from chipmath.formats import E4M3, E5M2
 from chipmath.quantize import SCALE_RULES, quantize, to_blocked
 from oracles import ptx
-from oracles.execute import edited, execute, mistake
+from oracles.execute import edited, execute, execute_in_memory, mistake
 from oracles.memory import AccessError, Memory
 from test_quantize_gpu import DIRECTIONS, DTYPES, FORMATS, mixed
 
@@ -93,6 +93,21 @@ def test_compiled_quantizers_of_other_chips(direction, arch):
     """sm_80 and sm_89 encode by integers."""
     pytest.importorskip("triton")
     assert_bytes(direction, mixed(torch.float16, MASKED), E5M2, "even", arch)
+
+
+def test_stores_ask_for_few_sectors():
+    """Codes fill every 32-byte sector that a warp asks for; a column's scales are asked for once in 128 rows.
+
+    There are 1024 rows, so that the 32 scales of a column are a sector of their own.
+    """
+    pytest.importorskip("triton")
+    x = torch.ones(1024, 64).bfloat16()
+    sides = [buffers(x.shape, "plain", axis) for axis in (1, 0)]
+    made = quantize_gpu.prepare("both", x, sides[0] + sides[1], E4M3, "rceil", "sm_90")
+    memory = execute_in_memory(compile_quantizer(made.configuration, "sm_90"), made.grid, made.arguments)
+    source, row_codes, _, column_codes, column_scales = memory.sectors.values()
+    assert (source, row_codes, column_codes) == (0, x.numel() // 32, x.numel() // 32)
+    assert column_scales == x.numel() // 128
 
 
 @pytest.mark.parametrize("shape", [(64, 77), (32, 1), (96, 2080)], ids=str)

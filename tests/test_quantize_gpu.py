@@ -362,7 +362,10 @@ CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in pairwise_cases
     ("direction", "arch", "options"), CASES, ids=lambda v: " ".join(map(str, v.values())) if isinstance(v, dict) else v
 )
 def test_every_kernel_and_layout_compiles_as_designed(direction, arch, options):
-    """No spills, loads of 16 bytes, a converter an element and direction, scales once, no transpose, no flushing."""
+    """No spills, loads of 16 bytes, a converter an element and direction, scales once, no transpose, no flushing.
+
+    Shared memory is for scale bytes alone: of columns where nothing is masked, so that a tile's four are one word.
+    """
     chosen, binary = compiled(direction, arch, **options)
     assert binary.spills == 0
     assert global_loads(binary) == {"LDG.E.128" if arch.startswith("sm") else "buffer_load_dwordx4"}
@@ -370,11 +373,15 @@ def test_every_kernel_and_layout_compiles_as_designed(direction, arch, options):
     assert all("F32" in opcode.upper() for opcode in every), "straight from float32: by float16 it would round twice"
     assert every.total() == chosen.elements_a_thread // 2 * (2 if direction == "both" else 1)
     shared = binary.instructions(quantizer_code.SHARED).total()
-    assert shared <= 6, "only scale bytes of rows may pass through shared memory"
+    assert shared <= 9, "only scale bytes may pass through shared memory"
     if len(chosen.tile) == 2:
-        assert (shared, binary.shared_bytes) == (0, 0)
+        words = direction != "rows" and options.get("even", True)
+        assert binary.shared_bytes == (chosen.tile[0] * chosen.tile[1] // 32 if words else 0)
+        assert (shared > 0) == words
+        assert binary.instructions(r"STG\.E$|store_dword$").total() == words
+        held = every.total() // 16 - (chosen.elements_a_thread // 32 if words else 0)
         scales = binary.instructions(r"STG\.E\.U8|store_byte").total()
-        assert scales == every.total() // 16, "of the lanes that share a block, one writes its scale"
+        assert scales == held, "of the lanes that share a block, one writes its scale"
     if arch == "gfx950":
         saturates = r"s_setreg_imm32_b32 hwreg\(HW_REG_MODE, 23, 1\), 1\b(?=.*v_cvt_scalef32)"  # FP16_OVFL
         assert re.search(saturates, binary.isa, re.DOTALL), "the converter must saturate"

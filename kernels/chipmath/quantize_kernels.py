@@ -24,7 +24,7 @@ fnuz     gfx942: v_cvt_pk_fp8_f32 and ..._bf8_f32 write the FNUZ formats, whose 
 integer  everywhere: one float32 addition rounds (`chipmath.quantize_cpu` says why), the rest is integer arithmetic
 
 A Gluon kernel gives every thread a patch of neighbouring rows and columns. Then both directions find their blocks
-within the thread and a few neighbours: the maxima need shuffles, and nothing goes through shared memory.
+within the thread and a few neighbours: the maxima need shuffles, and no element goes through shared memory.
 """
 
 import triton
@@ -283,6 +283,7 @@ def patches_kernel(
     TRANSPOSED: gl.constexpr,
     ROW_SCALES: gl.constexpr,
     COLUMN_SCALES: gl.constexpr,
+    COLUMN_WORDS: gl.constexpr,
 ):
     """One tile of 32 ROW_BLOCKS x 32 COLUMN_BLOCKS a program.
 
@@ -297,6 +298,7 @@ def patches_kernel(
     LAYOUT                         which thread holds what: `patch_layouts`; TRANSPOSED orders the same registers
                                    along M, so that a thread's neighbours in memory are neighbours there, too
     ROW_SCALES, COLUMN_SCALES      which thread writes which scale: `share_out`
+    COLUMN_WORDS                   the same where EVEN: `gathered`
     """
     TILE_M: gl.constexpr = 32 * ROW_BLOCKS
     TILE_K: gl.constexpr = 32 * COLUMN_BLOCKS
@@ -312,8 +314,8 @@ def patches_kernel(
         codes = encode(values * gl.expand_dims(inverse, 3), FORMAT, MANTISSA_BITS, EMIN, MAX, ENCODER)
         write(row_elements + start, row * K + column, codes, inside, EVEN, BUFFER)
         bits = gl.permute(inverse.to(gl.int32, bitcast=True), (2, 0, 1))
-        bits = share_out(bits, PATCH_ROWS, 32 // PATCH_COLUMNS, ROW_SCALES)
-        write_scales(row_scales, bits, m, M, k, K, SCALES_128X4, EVEN, BUFFER, ROW_SCALES)
+        bits, block, line = share_out(bits, PATCH_ROWS, 32 // PATCH_COLUMNS, ROW_SCALES)
+        write_scales(row_scales, scale_byte(bits), block, line, m, M, k, K, SCALES_128X4, EVEN, BUFFER, COLUMN_BLOCKS)
     if COLUMNS:
         inverse = reciprocal(largest_magnitude(values, 1, FLOAT_MAX), CONSTANT, EMAX)
         y = gl.convert_layout(values * gl.expand_dims(inverse, 1), TRANSPOSED)
@@ -321,8 +323,13 @@ def patches_kernel(
         row, column = tile_index(ROW_BLOCKS, COLUMN_BLOCKS, TRANSPOSED)
         inside = within(row, M - m, COLUMNS) & within(column, K - k, ROWS)
         write(column_elements + k.to(gl.int64) * M + m, column * M + row, codes, inside, EVEN, BUFFER)
-        bits = share_out(inverse.to(gl.int32, bitcast=True), PATCH_COLUMNS, 32 // PATCH_ROWS, COLUMN_SCALES)
-        write_scales(column_scales, bits, k, K, m, M, SCALES_128X4, EVEN, BUFFER, COLUMN_SCALES)
+        bits = inverse.to(gl.int32, bitcast=True)
+        if EVEN:
+            byte, block, line = gathered(scale_byte(bits), COLUMN_WORDS)
+        else:
+            bits, block, line = share_out(bits, PATCH_COLUMNS, 32 // PATCH_ROWS, COLUMN_SCALES)
+            byte = scale_byte(bits)
+        write_scales(column_scales, byte, block, line, k, K, m, M, SCALES_128X4, EVEN, BUFFER, ROW_BLOCKS)
 
 
 @gluon.jit
@@ -330,7 +337,7 @@ def share_out(bits, HELD: gl.constexpr, LANES: gl.constexpr, LAYOUT: gl.constexp
     """Scales of which LANES lanes hold the same HELD: each keeps its share, so that every byte is written once.
 
     bits     (blocks, blocks of lines, 32), where a line is the row or column that a scale belongs to
-    returns  (blocks, blocks of lines, 32 / HELD, HELD / LANES, LANES)
+    returns  (blocks, blocks of lines, 32 / HELD, HELD / LANES, LANES), and the block and the line of each
 
     Selecting among a thread's own registers costs less than `convert_layout`, which moves them between lanes.
     """
@@ -339,13 +346,35 @@ def share_out(bits, HELD: gl.constexpr, LANES: gl.constexpr, LAYOUT: gl.constexp
     bits = gl.reshape(bits, (BLOCKS, LINES, 32 // HELD, LANES, HELD // LANES))
     bits = gl.expand_dims(gl.convert_layout(bits, gl.SliceLayout(5, LAYOUT)), 5)
     mine = axis_index(LANES, 3, 6, LAYOUT) == axis_index(LANES, 5, 6, LAYOUT)
-    return gl.max(gl.where(mine, bits, 0), 3)
+    bits = gl.max(gl.where(mine, bits, 0), 3)
+    kept: gl.constexpr = gl.SliceLayout(3, LAYOUT)
+    share: gl.constexpr = HELD // LANES
+    line = (axis_index(32 // HELD, 2, 5, kept) * LANES + axis_index(LANES, 4, 5, kept)) * share
+    line = axis_index(LINES, 1, 5, kept) * 32 + line + axis_index(share, 3, 5, kept)
+    return bits, axis_index(BLOCKS, 0, 5, kept), line
+
+
+@gluon.jit
+def gathered(byte, LAYOUT: gl.constexpr):
+    """Scale bytes so that a thread holds all of a line in the tile, to write them as a word: block, line of each, too.
+
+    byte     (blocks, blocks of lines, 32), spread over lanes and warps
+    returns  (blocks, lines)
+
+    Through shared memory, as the warps hold different blocks: one byte of it for every 32 elements.
+    """
+    BLOCKS: gl.constexpr = byte.shape[0]
+    LINES: gl.constexpr = byte.shape[1] * 32
+    byte = gl.convert_layout(gl.reshape(byte, (BLOCKS, LINES)), LAYOUT)
+    return byte, axis_index(BLOCKS, 0, 2, LAYOUT), axis_index(LINES, 1, 2, LAYOUT)
 
 
 @gluon.jit
 def write_scales(
     scales,
-    bits,
+    byte,
+    block,
+    line,
     first_line,
     lines,
     first,
@@ -353,31 +382,30 @@ def write_scales(
     SCALES_128X4: gl.constexpr,
     EVEN: gl.constexpr,
     BUFFER: gl.constexpr,
-    LAYOUT: gl.constexpr,
+    BLOCKS: gl.constexpr,
 ):
     """The tile's scale bytes of one direction.
 
-    bits    what `share_out` returns
-    lines   rows (of x or, for columns, of its transpose), of which the tile begins with first_line
-    length  of a line, of which the tile begins at first
+    byte, block, line  a scale, and where in the tile it belongs: which block of which line, a row or column
+    lines              rows (of x or, for columns, of its transpose), of which the tile begins with first_line
+    length             of a line, of which the tile begins at first
+    BLOCKS             of a line in a tile
     """
-    kept: gl.constexpr = gl.SliceLayout(3, LAYOUT)
-    block = axis_index(bits.shape[0], 0, 5, kept)
-    line_block = axis_index(bits.shape[1], 1, 5, kept)
-    share: gl.constexpr = bits.shape[3]
-    lanes: gl.constexpr = bits.shape[4]
-    line = (axis_index(bits.shape[2], 2, 5, kept) * lanes + axis_index(lanes, 4, 5, kept)) * share
-    line = line + axis_index(share, 3, 5, kept)
-    inside = (line_block * 32 + line < lines - first_line) & (block * 32 < length - first)
+    inside = (line < lines - first_line) & (block * 32 < length - first)
     if SCALES_128X4:  # `chipmath.quantize.to_blocked`; the program's tile is part of one 128x4 tile, or whole ones
         tiles = (length + 127) // 128
         start = ((first_line // 128).to(gl.int64) * tiles + first // 128) * 512
         start = start + first_line % 128 // 32 * 4 + first % 128 // 32
-        offsets = (line_block // 4 * tiles + block // 4) * 512 + line * 16 + line_block % 4 * 4 + block % 4
+        offsets = (line // 128 * tiles + block // 4) * 512 + line % 32 * 16 + line % 128 // 32 * 4 + block % 4
     else:
-        start = first_line.to(gl.int64) * (length // 32) + first // 32
-        offsets = (line_block * 32 + line) * (length // 32) + block
-    write(scales + start, offsets, scale_byte(bits), inside, EVEN, BUFFER)
+        blocks = length // 32
+        start_block = first // 32
+        if EVEN:  # written so that the compiler sees what divides an address, and stores whole words
+            blocks = length // (32 * BLOCKS) * BLOCKS
+            start_block = first // (32 * BLOCKS) * BLOCKS
+        start = first_line.to(gl.int64) * blocks + start_block
+        offsets = line * blocks + block
+    write(scales + start, offsets, byte, inside, EVEN, BUFFER)
 
 
 def patch_layouts(wave_lanes: int, rows: int, columns: int, warps: int) -> dict:
@@ -430,4 +458,5 @@ def patch_layouts(wave_lanes: int, rows: int, columns: int, warps: int) -> dict:
         "TRANSPOSED": transposed,
         "ROW_SCALES": row_scales,
         "COLUMN_SCALES": column_scales,
+        "COLUMN_WORDS": gl.BlockedLayout([warps, 1], [1, wave_lanes], [1, warps], [0, 1]),
     }

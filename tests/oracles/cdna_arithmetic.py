@@ -372,6 +372,8 @@ for _count in (1, 2, 3, 4):  # S_LSHL<n>_ADD_U32: the carry is that of a 64-bit 
     )
 for _name, _kind in itertools.product(("lt", "eq", "le", "gt", "ge", "lg"), ("i32", "u32", "u64")):
     SCALAR[f"s_cmp_{_name}_{_kind}"] = _operation(f"scc <- {_kind} {_kind}", COMPARISONS[_name])
+for _bit in (0, 1):  # S_BITCMP<b>_B32: whether that bit of the first operand is b
+    SCALAR[f"s_bitcmp{_bit}_b32"] = _operation("scc <- u32 u32", lambda a, at, bit=_bit: (a >> (at & 31) & 1) == bit)
 
 
 # CDNA4 ISA, table 30; CDNA3's formats have no -0: 0x80 is the only NaN (CDNA3 ISA, section 7.2, "FP8 formats").

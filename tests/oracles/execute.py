@@ -21,14 +21,24 @@ def execute(binary: Binary, grid: tuple[int, ...], arguments: list[Tensor | int]
 
     arguments  as a launch takes them: contiguous CPU tensors and 32-bit integers. One tensor at two places is one
     """
-    tensors = {id(each): each for each in arguments if isinstance(each, Tensor)}
-    memory = Memory({str(key): tensor.view(-1).view(torch.uint8).numpy() for key, tensor in tensors.items()})
-    values = [memory.address(str(id(each))) if isinstance(each, Tensor) else int(each) for each in arguments]
+    memory = execute_in_memory(binary, grid, arguments)
+    counts = {name: torch.from_numpy(stores) for name, stores in memory.stores.items()}
+    return [counts[_name(each)] if isinstance(each, Tensor) else None for each in arguments]
+
+
+def execute_in_memory(binary: Binary, grid: tuple[int, ...], arguments: list[Tensor | int]) -> Memory:
+    """The same; the memory, with its counts in the order of the tensors."""
+    tensors = {_name(each): each for each in arguments if isinstance(each, Tensor)}
+    memory = Memory({name: tensor.view(-1).view(torch.uint8).numpy() for name, tensor in tensors.items()})
+    values = [memory.address(_name(each)) if isinstance(each, Tensor) else int(each) for each in arguments]
     values += [0] * (binary.parameters - len(values))  # scratch memory: unused here, so address 0 would be found out
     run = _run_amd if device(binary.arch).vendor == "AMD" else _run_nvidia
     run(binary, grid, values, memory)
-    counts = {key: torch.from_numpy(memory.stores[str(key)]) for key in tensors}
-    return [counts[id(each)] if isinstance(each, Tensor) else None for each in arguments]
+    return memory
+
+
+def _name(tensor: Tensor) -> str:
+    return str(id(tensor))
 
 
 def _run_nvidia(binary: Binary, grid: tuple[int, ...], values: list[int], memory: Memory) -> None:

@@ -19,12 +19,14 @@ class AccessError(IndexError):
 class Memory:
     """Arrays that kernels read and write in place.
 
-    stores[name]  how often each byte of an array was stored to, uint8 (it stays at 255)
+    stores[name]   how often each byte of an array was stored to, uint8 (it stays at 255)
+    sectors[name]  how many 32-byte sectors store instructions asked for, counted a warp of 32 threads
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], *, align: int = 256):
         """Place C-contiguous ``arrays``, each at a multiple of ``align`` bytes, which torch's allocator promises."""
         self.names, self.bases, self.bytes, self.stores = list(arrays), [], [], {}
+        self.sectors = dict.fromkeys(arrays, 0)
         end = FIRST
         for name, array in arrays.items():
             if not array.flags.c_contiguous:
@@ -52,6 +54,8 @@ class Memory:
         for index, threads, offsets in self._places(addresses, width, active):
             at = offsets[:, None] + np.arange(width)
             self.bytes[index][at] = values[threads]
+            asked = np.stack([threads // 32, offsets // 32])  # an access is no wider than a sector, and aligned
+            self.sectors[self.names[index]] += np.unique(asked, axis=1).shape[1]
             counts = self.stores[self.names[index]]
             counts += np.minimum(np.bincount(at.ravel(), minlength=counts.size), 255 - counts).astype(np.uint8)
 
