@@ -486,9 +486,43 @@ def test_a_rehearsal_times_everything_and_a_peer_that_fails_says_why(monkeypatch
     assert (peer["note"], peer["wrong_bytes"]) == ("does not run here: no such dtype", None)
     assert peer["bytes_per_s_p50"] is None
     timed = {row["kernel"]: row for row in rows if row["bytes_per_s_p50"]}
-    assert set(timed) == {"rows", "columns", "both", quantizers.TWO_PASSES, quantizers.COPY}
+    assert set(timed) == {*quantizers.OURS, *quantizers.STEPS, quantizers.TWO_PASSES, quantizers.COPY}
     assert timed["both"]["time_over_two_passes_p50"] > 0
     assert timed[quantizers.COPY]["ratio_to_copy_p50"] == 1
+
+
+@needs_triton
+def test_a_step_that_is_wrong_or_does_not_run_costs_itself_alone(monkeypatch):
+    from triton.runtime.errors import OutOfResources
+
+    wide, sixteen = "both: through shared memory, 32 x 512", "both: 16 rows a thread"
+    run, prepared = quantizers._OnCpu.run, quantizers._prepared
+
+    def refuses(on, launch):
+        if launch.configuration.tile == (32, 512):
+            raise OutOfResources(300000, 232448, "shared memory")
+        run(on, launch)
+
+    def by_floor(name, x, buffers, arch):
+        if name != sixteen:
+            return prepared(name, x, buffers, arch)
+        return quantize_gpu.prepare("both", x, buffers, E4M3, "floor", arch)
+
+    monkeypatch.setattr(quantizers._OnCpu, "run", refuses)
+    monkeypatch.setattr(quantizers, "_prepared", by_floor)
+    rows = {row["kernel"]: row for row in quantizers.rehearse(silent)[1]}
+    assert rows[wide]["note"].startswith("does not run here: out of resource: shared memory, Required: 300000")
+    assert rows[sixteen]["wrong_bytes"] > 0
+    assert {name for name, row in rows.items() if row["bytes_per_s_p50"] is None} == {wide, sixteen}
+
+
+@needs_triton
+@pytest.mark.parametrize("name", quantizers.CHANGES)
+def test_timed_choices_are_the_compiled_ones(name):
+    x = torch.zeros(128, 128, dtype=torch.bfloat16)
+    buffers = [torch.empty(0, dtype=torch.uint8)] * 4
+    chosen = quantizers._prepared(name, x, buffers, "sm_90").configuration
+    assert chosen == quantizer_code.VARIANTS[name]("sm_90", "bfloat16")
 
 
 def test_the_plain_peers_write_our_bytes():

@@ -2,7 +2,8 @@
 
 Nothing is timed before its bytes are those of `chipmath.quantize`, computed on the same GPU, whose own bytes the
 experiment ``reference_quantizer`` holds against the CPU's. Outputs are poisoned before the check. Buffers rotate so
-that no cache serves a source again. Our kernels write to buffers of their own, while peers allocate theirs.
+that no cache serves a source again. Our kernels write to buffers of their own, while peers allocate theirs. At one
+shape the chapter's rungs and other choices of the same kernels take part.
 """
 
 import importlib.util
@@ -12,19 +13,32 @@ from functools import partial
 from chipmath.crosscompile import find_triton
 from chipmath.devices import GIB, PRODUCTS
 from chipmath.experiments.experiment import ExperimentError, MeasuredExperiment, Progress, Shown
+from chipmath.experiments.quantizer_code import VARIANTS
 from chipmath.experiments.timing import Candidate, GraphStopwatch, Stopwatch, host_stopwatch, spread, take_turns
 from chipmath.gpu import Gpu
 
 RULE = "rceil"
 DTYPES, QUICK_DTYPES = ("bfloat16", "float32"), ("bfloat16",)
 SHAPES, QUICK_SHAPES = ((4096, 4096), (8192, 8192), (16384, 16384)), ((8192, 8192),)
-REHEARSAL_SHAPE, REHEARSAL_ARCH = (64, 64), "sm_90"
+REHEARSAL_SHAPE, REHEARSAL_ARCH = (64, 1024), "sm_90"
 ROUNDS, QUICK_ROUNDS = 30, 9
 ROTATION_BYTES = GIB  # of sources: four times the largest cache on record
 MEMORY_BYTES = 16 * GIB
 SEED = 0
 COPY, TWO_PASSES = "torch copy_", "rows, then columns"
-OURS = {"rows": "rows", "columns": "columns", "both": "both"}
+OURS = ("rows", "columns", "both")
+# Names of `quantizer_code`, whose tiles divide every shape here: rungs in Triton, and changes of what is launched.
+TILES = (
+    "rows: integer scale, integer encoder, in tiles",
+    "columns: through shared memory",
+    "both: through shared memory",
+    "both: through shared memory, 32 x 512",
+)
+CHANGES: dict[str, dict] = {
+    "rows: integer scale, integer encoder": {"encoder": "integer"},
+    "both: 16 rows a thread": {"patch": (16, 8)},
+}
+STEPS, STEPS_CASE = (*TILES, *CHANGES), ((8192, 8192), "bfloat16")
 QUANTILES = ("p10", "p50", "p90")
 ITEM = {"bfloat16": 2, "float32": 4}
 
@@ -40,7 +54,8 @@ def measure(gpu: Gpu, quick: bool, progress: Progress) -> tuple[dict, list[dict]
     cases = [(shape, dtype) for dtype in dtypes for shape in shapes]
 
     def case(shape: tuple[int, int], dtype: str) -> list[dict]:
-        return _measure(_OnGpu(gpu.arch), shape, dtype, ROTATION_BYTES, GraphStopwatch(), rounds, peers)
+        steps = () if quick or (shape, dtype) != STEPS_CASE else STEPS
+        return _measure(_OnGpu(gpu.arch), shape, dtype, ROTATION_BYTES, GraphStopwatch(), rounds, peers, steps)
 
     rows, left_out = _all_that_can_be_trusted(cases, case, progress)
     return _method("device events around graphs", rounds, ROTATION_BYTES, peers) | {"left_out": left_out}, rows
@@ -71,7 +86,7 @@ def rehearse(progress: Progress) -> tuple[dict, list[dict]]:
     find_triton()
     peers: dict[str, Callable] = {"torch eager, plain definition": plain_rows}
     progress(0, 1, f"{REHEARSAL_SHAPE[0]} x {REHEARSAL_SHAPE[1]}")
-    rows = _measure(_OnCpu(REHEARSAL_ARCH), REHEARSAL_SHAPE, "bfloat16", 0, host_stopwatch, 3, peers)
+    rows = _measure(_OnCpu(REHEARSAL_ARCH), REHEARSAL_SHAPE, "bfloat16", 0, host_stopwatch, 3, peers, STEPS)
     progress(1, 1, "done")
     return _method("host clock, rehearsal", 3, 0, peers), rows
 
@@ -99,15 +114,14 @@ def predict() -> list[dict]:
 
 
 def bytes_moved(kernel: str, shape: tuple[int, int], dtype: str) -> int:
-    """The least that a kernel reads and writes."""
+    """The least that a kernel reads and writes; one whose name says "both" writes both directions."""
     values = shape[0] * shape[1]
+    read, written = ITEM[dtype] * values, values + values // 32
     if kernel == COPY:
-        return 2 * ITEM[dtype] * values
-    written = values + values // 32
-    return {
-        "both": ITEM[dtype] * values + 2 * written,
-        TWO_PASSES: 2 * (ITEM[dtype] * values + written),
-    }.get(kernel, ITEM[dtype] * values + written)
+        return 2 * read
+    if kernel == TWO_PASSES:
+        return 2 * (read + written)
+    return read + (2 * written if "both" in kernel else written)
 
 
 # --- who runs the kernels ---------------------------------------------------------------------------------------------
@@ -194,7 +208,14 @@ def _peers(quick: bool) -> dict[str, Callable]:
 
 
 def _measure(
-    on, shape: tuple[int, int], dtype: str, rotation: int, stopwatch: Stopwatch, rounds: int, peers: dict
+    on,
+    shape: tuple[int, int],
+    dtype: str,
+    rotation: int,
+    stopwatch: Stopwatch,
+    rounds: int,
+    peers: dict,
+    steps: tuple[str, ...],
 ) -> list[dict]:
     import torch
 
@@ -208,8 +229,7 @@ def _measure(
     sources = [first, *(first.clone() for _ in range(sets - 1))]
     along_rows, along_columns = quantize(first, E4M3, RULE), quantize(first, E4M3, RULE, axis=0)
     expected = [along_rows.elements, along_rows.scales, along_columns.elements.T, along_columns.scales.T]
-    candidates, wrong = _ours(on, sources, expected)
-    notes: dict[str, str] = {}
+    candidates, wrong, notes = _ours(on, sources, expected, steps)
     for name, peer in peers.items():
         candidates[name] = lambda i, peer=peer: peer(sources[i % sets])
         try:
@@ -226,26 +246,35 @@ def _measure(
     return [_row(name, shape, dtype, wrong[name], notes.get(name), seconds) for name in (*candidates, COPY)]
 
 
-def _ours(on, sources: list, expected: list) -> tuple[dict[str, Candidate], dict[str, int]]:
-    """Our kernels on every source, checked on every source; each source has outputs of its own."""
-    import torch
+def _ours(
+    on, sources: list, expected: list, steps: tuple[str, ...]
+) -> tuple[dict[str, Candidate], dict[str, int | None], dict[str, str]]:
+    """Our kernels on every source, checked on every source, and why one does not run; each source has its own outputs.
 
-    from chipmath.formats import E4M3
-    from chipmath.quantize_gpu import prepare
+    A step that is wrong or does not run, as it wants more of the chip than there is, is not timed. What users launch
+    must be right.
+    """
+    import torch
 
     outputs = [[torch.empty_like(part, memory_format=torch.contiguous_format) for part in expected] for _ in sources]
     used = {"rows": slice(0, 2), "columns": slice(2, 4), "both": slice(0, 4)}
-    launches = {name: [] for name in OURS}
-    for direction in OURS:
-        for x, buffers in zip(sources, outputs):
-            given = buffers[:2] if direction == "rows" else buffers
-            launch = prepare(direction, x, given, E4M3, RULE, on.arch)
-            for buffer, its in zip(buffers, expected):
-                buffer.copy_(~its)  # poison: every byte is wrong
-            on.run(launch)
-            if wrong := _wrong_bytes(buffers[used[direction]], expected[used[direction]]):
-                raise ExperimentError(f"{direction}, {x.dtype}: {wrong} bytes differ from the reference's: not timed")
-            launches[direction].append(launch)
+    launches = {name: [] for name in (*OURS, *steps)}
+    wrong: dict[str, int | None] = dict.fromkeys((*launches, TWO_PASSES), 0)
+    notes: dict[str, str] = {}
+    for name, its in launches.items():
+        written = used[name.partition(":")[0]]
+        try:
+            for x, buffers in zip(sources, outputs):
+                its.append(_prepared(name, x, buffers, on.arch))
+                for buffer, right in zip(buffers, expected):
+                    buffer.copy_(~right)  # poison: every byte is wrong
+                on.run(its[-1])
+                wrong[name] += _wrong_bytes(buffers[written], expected[written])
+        except find_triton().TritonError as error:
+            wrong[name], notes[name] = None, f"does not run here: {str(error).strip().splitlines()[0][:200]}"
+        if wrong[name] != 0 and name in OURS:
+            what = notes.get(name) or f"{wrong[name]} bytes differ from the reference's"
+            raise ExperimentError(f"{name}, {sources[0].dtype}: {what}: not timed")
     count = len(sources)
     candidates = {name: (lambda i, its=its: on.run(its[i % count])) for name, its in launches.items()}
 
@@ -253,7 +282,22 @@ def _ours(on, sources: list, expected: list) -> tuple[dict[str, Candidate], dict
         candidates["rows"](i)
         candidates["columns"](i)
 
-    return candidates | {TWO_PASSES: two_passes}, dict.fromkeys((*candidates, TWO_PASSES), 0)
+    return candidates | {TWO_PASSES: two_passes}, wrong, notes
+
+
+def _prepared(name: str, x, buffers: list, arch: str):
+    """The launch of one of OURS or STEPS into buffers for elements and scales of both directions."""
+    from chipmath.formats import E4M3
+    from chipmath.quantize_gpu import DTYPES, Launch, prepare
+
+    direction = name.partition(":")[0]
+    if name in TILES:
+        chosen = VARIANTS[name](arch, DTYPES[x.dtype])
+        words = prepare(direction, x, buffers, E4M3, RULE, arch).arguments[0]
+        grid = tuple(size // tile for size, tile in zip(x.shape, chosen.tile))
+        return Launch(chosen, grid, [words, *buffers, *x.shape])
+    given = buffers[:2] if direction == "rows" else buffers
+    return prepare(direction, x, given, E4M3, RULE, arch, **CHANGES.get(name, {}))
 
 
 def _wrong_bytes(got, expected) -> int:
@@ -267,7 +311,7 @@ def _wrong_bytes(got, expected) -> int:
 def _row(
     name: str, shape: tuple[int, int], dtype: str, wrong: int | None, note: str | None, seconds: dict[str, list[float]]
 ) -> dict:
-    moved = bytes_moved("both" if name.endswith("both") else name, shape, dtype)
+    moved = bytes_moved(name, shape, dtype)
     columns = [f"{what}_{p}" for what in ("bytes_per_s", "ratio_to_copy", "time_over_two_passes") for p in QUANTILES]
     cells = dict.fromkeys(columns)
     if name in seconds:
@@ -311,10 +355,11 @@ EXPERIMENT = MeasuredExperiment(
     question="How close to a copy's bandwidth do the quantizers come, and what does one read for both directions save?",
     sources=(
         *("experiments/quantizers.py", "experiments/timing.py"),
+        *("experiments/quantizer_code.py", "experiments/quantizer_rungs.py"),
         *("quantize_gpu.py", "quantize_kernels.py", "quantize.py", "formats.py"),
     ),
     keys={
-        "kernel": "ours by direction, peers by name (rows unless they say both), and the copy",
+        "kernel": "ours by direction, steps as in quantizer_code, peers (rows unless they say both), and the copy",
         "dtype": "of x",
         "rows": "of x",
         "columns": "of x",
