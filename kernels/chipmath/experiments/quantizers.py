@@ -355,7 +355,7 @@ EXPERIMENT = MeasuredExperiment(
     question="How close to a copy's bandwidth do the quantizers come, and what does one read for both directions save?",
     sources=(
         *("experiments/quantizers.py", "experiments/timing.py"),
-        *("experiments/quantizer_code.py", "experiments/quantizer_rungs.py"),
+        *("experiments/quantizer_code.py", "experiments/quantizer_rungs.py", "experiments/resources.py"),
         *("quantize_gpu.py", "quantize_kernels.py", "quantize.py", "formats.py"),
     ),
     keys={
