@@ -212,7 +212,7 @@ def test_every_device_shows_its_newest_recording(shelf):
 @pytest.mark.parametrize(
     ("call", "name", "message"),
     [
-        (measure, "mx_tiles", "no measured experiment 'mx_tiles'; there are copy_bandwidth, residency"),
+        (measure, "mx_tiles", "no measured experiment 'mx_tiles'; there are copy_bandwidth, quantizers, "),
         (compiled, "residency", "no compiled experiment 'residency'; there are mx_tiles, matrix_chains"),
     ],
 )
