@@ -434,7 +434,7 @@ def test_only_whole_groups_are_resident(chains):
 def test_more_threads_than_it_was_compiled_for_cannot_launch(chains):
     few, many = chains(1).occupancy(1024), chains(20).occupancy(1024)
     assert (few.groups_per_unit, few.waves_per_unit, few.limiters) == (0, 0, ("waves",))
-    assert few.reason == "threads=1024: chains was compiled for groups of 256 at most"
+    assert few.reason == "threads=1024: chains was compiled for workgroups of 256 at most"
     assert re.search("and the register file holds .*; threads=1024: chains was compiled for", many.reason)
 
 
@@ -623,7 +623,8 @@ def test_triton_arguments_are_checked():
     refused("num_warps=4.0 is not a positive whole number", warps=4.0)
     refused("num_warps=True is not a positive whole number", warps=True)
     refused("num_warps=None is not a positive whole number", warps=None)
-    refused("num_warps=32: a group of gfx950 has 16 at most", warps=32)  # the code object would state 1024 threads
+    # the code object would state 1024 threads
+    refused("num_warps=32: a workgroup of gfx950 has 16 waves at most", warps=32)
     refused("num_stages=-1 is not a positive whole number", num_stages=-1)
     refused('n=32 is no type of Triton with the letters D and S, like "', signature=COPY | {"n": 32})
     refused("n='i32:Q' is no type of Triton", signature=COPY | {"n": "i32:Q"})

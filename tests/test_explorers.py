@@ -347,7 +347,7 @@ def test_occupancy_is_told_to_a_screen_reader(page_of):
     page.get_by_label("Threads per workgroup", exact=True).fill("1024")
     page.get_by_label("VGPRs per thread", exact=True).fill("240")
     assert status(page) == (
-        "Cannot launch: threads=1024: a group is 16 waves of 240 registers a thread, and the register file holds 8."
+        "Cannot launch: threads=1024: a workgroup is 16 waves of 240 registers a thread, and the register file holds 8."
     )
     page.get_by_label("Chip", exact=True).select_option("sm_90")
     assert page.get_by_label("Registers per thread", exact=True).input_value() == "240"
@@ -371,7 +371,7 @@ def test_bars_and_cliffs_say_what_binds_and_how_far_the_next_step_is(page_of):
     assert cells == [
         ["wave slots", "4 of 32 a workgroup", "8"],
         ["vector registers", "104 of 512 rows a wave", "4 binds"],
-        ["SGPRs", "80 of 800 a wave", "10"],
+        ["scalar registers", "80 of 800 a wave", "10"],
         ["LDS", "0 of 163,840 bytes a workgroup", "no limit"],
         ["barriers", "1 of 16 a workgroup", "16"],
     ]

@@ -113,7 +113,7 @@ def test_a_missing_driver_is_named(arch, library):
 
 
 def test_threads_must_be_known():
-    with pytest.raises(ValueError, match="compiled for groups of any size: pass threads"):
+    with pytest.raises(ValueError, match="compiled for blocks of any size: pass threads"):
         driver_occupancy(binary("sm_90", threads=None))
 
 

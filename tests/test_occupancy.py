@@ -97,7 +97,7 @@ REFUSED = [
         "gfx950",
         launch(registers=240, threads=1024),
         {"registers"},
-        "threads=[^;]* 16 waves of 240 registers a thread[^;]* holds 8",
+        "threads=[^;]* a workgroup is 16 waves of 240 registers a thread[^;]* holds 8",
     ),
     (
         "gfx950",
@@ -125,28 +125,28 @@ REFUSED = [
         {"shared"},
         "shared_bytes=65537: [^;]* 65536 bytes of LDS",
     ),
-    ("gfx950", launch(registers=8, threads=1025), {"waves"}, "threads=1025: a group has 1 to 1024"),
-    ("gfx950", launch(registers=8, threads=0), {"waves"}, "threads=0: a group has 1 to 1024"),
+    ("gfx950", launch(registers=8, threads=1025), {"waves"}, "threads=1025: a workgroup has 1 to 1024"),
+    ("gfx950", launch(registers=8, threads=0), {"waves"}, "threads=0: a workgroup has 1 to 1024"),
     # What is just allowed is no reason, whatever else is refused.
     (
         "gfx950",
         launch(registers=256, accumulators=256, scalars=108, shared_bytes=163_840, threads=0),
         {"waves"},
-        "threads=0: a group has 1 to 1024",
+        "threads=0: a workgroup has 1 to 1024",
     ),
-    ("sm_90", launch(registers=255, shared_bytes=232_448, threads=0), {"waves"}, "threads=0: a group has 1 to 1024"),
+    ("sm_90", launch(registers=255, shared_bytes=232_448, threads=0), {"waves"}, "threads=0: a block has 1 to 1024"),
     # 672 threads are 21 warps; 88 registers leave room for 5 in each sub-partition, 96 too.
     (
         "sm_90",
         launch(registers=88, threads=672),
         {"registers"},
-        "threads=[^;]* 21 waves of 88 registers a thread[^;]* holds 20",
+        "threads=[^;]* a block is 21 warps of 88 registers a thread[^;]* holds 20",
     ),
     (
         "sm_90",
         launch(registers=96, threads=672),
         {"registers"},
-        "threads=[^;]* 21 waves of 96 registers a thread[^;]* holds 20",
+        "threads=[^;]* a block is 21 warps of 96 registers a thread[^;]* holds 20",
     ),
     ("sm_90", launch(registers=256, threads=128), {"registers"}, "registers=256: a thread addresses 255"),
     (
@@ -161,13 +161,13 @@ REFUSED = [
         {"shared"},
         "shared_bytes=101377: [^;]* 101376 bytes",
     ),
-    ("sm_90", launch(registers=32, threads=1025), {"waves"}, "threads=1025: a group has 1 to 1024"),
-    ("sm_90", launch(registers=32, threads=0), {"waves"}, "threads=0: a group has 1 to 1024"),
+    ("sm_90", launch(registers=32, threads=1025), {"waves"}, "threads=1025: a block has 1 to 1024"),
+    ("sm_90", launch(registers=32, threads=0), {"waves"}, "threads=0: a block has 1 to 1024"),
     (
         "sm_90",
         launch(registers=300, shared_bytes=10**6, threads=2048),
         {"waves", "registers", "shared"},
-        "threads=2048[^;]*; registers=300[^;]*; shared_bytes=1000000[^;]*; threads=2048: .* 64 waves of 304 [^;]*",
+        "threads=2048[^;]*; registers=300[^;]*; shared_bytes=1000000[^;]*; threads=2048: .* 64 warps of 304 [^;]*",
     ),
 ]
 
@@ -221,6 +221,25 @@ def test_cannot_launch(case):
     assert set(got.limiters) == limiters
     assert re.fullmatch(reason, got.reason), got.reason
     assert occupancy_table(arch, **arguments) == 0
+
+
+@pytest.mark.parametrize("case", [*GOLDEN, *REFUSED], ids=label)
+def test_words_are_the_vendors(case):
+    """A CUDA reader knows blocks and warps, an AMD reader workgroups and waves; nobody a "group"."""
+    got = occupancy(case[0], **case[1])
+    said = f"{got.reason} {' '.join(got.limiter_words)}"
+    others = r"wave|LDS|VGPR|group" if case[0].startswith("sm_") else r"warp|block|shared memory|\bgroup"
+    assert not re.search(others, said), said
+    assert len(got.limiter_words) == len(got.limiters)
+
+
+def test_limiters_have_words():
+    assert occupancy("sm_90", registers=32, threads=32).limiter_words == ("block slots",)
+    assert occupancy("gfx950", registers=96, shared_bytes=32 * 1024, threads=256).limiter_words == ("LDS",)
+    assert occupancy("gfx950", registers=128, shared_bytes=40_000, threads=256).limiter_words == (
+        "vector registers",
+        "LDS",
+    )
 
 
 @pytest.mark.parametrize("case", WRONG, ids=label)

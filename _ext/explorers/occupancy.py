@@ -10,7 +10,7 @@ from inspect import Parameter, signature
 
 from chipmath.devices import DEVICES, KIB, PRODUCTS, ComputeUnit, Multiprocessor
 from chipmath.evidence import NO_BREAK_SPACE, Computed, Table
-from chipmath.occupancy import MAX_COUNT, RULES, UNLIMITED, occupancy
+from chipmath.occupancy import LIMITER_WORDS, MAX_COUNT, RULES, UNLIMITED, occupancy
 
 from explorers.options import options
 from explorers.steps import Program, Symbol, operand
@@ -22,10 +22,7 @@ DEFAULTS = {name: argument.default for name, argument in PARAMETERS.items() if a
 LAUNCH = {"registers": 96, "accumulators": 0, "scalars": 50, "shared_bytes": 32 * KIB, "threads": 256, "barriers": 1}
 CHIP = "gfx950"
 
-WORDS = {
-    "AMD": {"group": "workgroup", "unit": "CU", "wave": "wave"},
-    "NVIDIA": {"group": "block", "unit": "SM", "wave": "warp"},
-}
+WORDS = {unit.vendor: vars(unit.words) for unit in DEVICES.values()}
 LABELS = {  # of the arguments that each vendor has
     "AMD": {
         "registers": "VGPRs per thread",
@@ -42,22 +39,6 @@ LABELS = {  # of the arguments that each vendor has
     },
 }
 RESOURCES = ("waves", "groups", "registers", "scalars", "shared", "barriers")  # the order of the bars
-LIMITERS = {
-    "AMD": {
-        "waves": "wave slots",
-        "registers": "vector registers",
-        "scalars": "SGPRs",
-        "shared": "LDS",
-        "barriers": "barriers",
-    },
-    "NVIDIA": {
-        "waves": "warp slots",
-        "groups": "block slots",
-        "registers": "registers",
-        "shared": "shared memory",
-        "barriers": "named barriers",
-    },
-}
 
 
 def data() -> dict:
@@ -72,7 +53,7 @@ def data() -> dict:
         "words": WORDS,
         "labels": LABELS,
         "resources": RESOURCES,
-        "limiters": LIMITERS,
+        "limiters": LIMITER_WORDS,
         "chips": {arch: _chip(unit) for arch, unit in DEVICES.items()},
     }
 
@@ -102,7 +83,7 @@ def _chip(unit: ComputeUnit | Multiprocessor) -> dict:
 
 def _charges(unit: ComputeUnit | Multiprocessor, request, allocated, waves) -> dict[str, str]:
     """Say for each limiter what a launch takes of what there is."""
-    group, _, wave = WORDS[unit.vendor].values()
+    group, wave = unit.words.group, unit.words.wave
     charges = {
         "waves": f"{waves} of {unit.max_waves} a {group}",
         "registers": f"{allocated['registers']} of {unit.vector_rows_per_simd} rows a {wave}",
@@ -153,9 +134,9 @@ def launch_on(arch: str, launch: dict[str, int]):
 def first() -> dict[str, str | Computed]:
     """Return what the explorer shows without JavaScript: its first launch on every chip."""
     rows = []
-    for arch, unit in DEVICES.items():
+    for arch in DEVICES:
         got = launch_on(arch, LAUNCH)
-        binding = ", ".join(LIMITERS[unit.vendor][name] for name in got.limiters)
+        binding = ", ".join(got.limiter_words)
         waves = f"{got.waves_per_unit} of {got.max_waves_per_unit}"
         percent = f"{100 * got.fraction:.1f}{NO_BREAK_SPACE}%"
         rows.append([_chip_name(arch), got.groups_per_unit, waves, percent, binding])

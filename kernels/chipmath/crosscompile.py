@@ -126,7 +126,8 @@ class Binary:
         Groups of more threads than the kernel was compiled for cannot launch, and have 0 groups and a ``reason``.
         """
         if threads is None and self.threads is None:
-            raise ValueError(f"{self.kernel} was compiled for groups of any size: pass threads")
+            group = device(self.arch).words.group
+            raise ValueError(f"{self.kernel} was compiled for {group}s of any size: pass threads")
         answer = occupancy(
             self.arch,
             **_allocation(self),
@@ -136,7 +137,8 @@ class Binary:
         )
         if threads is None or self.threads is None or threads <= self.threads:
             return answer
-        compiled_for = f"threads={threads}: {self.kernel} was compiled for groups of {self.threads} at most"
+        group = device(self.arch).words.group
+        compiled_for = f"threads={threads}: {self.kernel} was compiled for {group}s of {self.threads} at most"
         reason = "; ".join(why for why in (answer.reason, compiled_for) if why)
         limits = answer.limits | {"waves": 0}
         return replace(answer, groups_per_unit=0, waves_per_unit=0, limits=limits, reason=reason)
@@ -248,7 +250,9 @@ def _check_options(backend, unit: ComputeUnit | Multiprocessor, options: dict) -
     if warps & (warps - 1):
         raise ValueError(f"num_warps={warps}: Triton wants a power of two")
     if warps > most:
-        raise ValueError(f"num_warps={warps}: a group of {unit.arch} has {most} at most")
+        raise ValueError(
+            f"num_warps={warps}: a {unit.words.group} of {unit.arch} has {most} {unit.words.wave}s at most"
+        )
     known = vars(backend.parse_options({"enable_fp_fusion": True}))
     for name in options:
         if name not in known:

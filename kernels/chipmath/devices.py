@@ -2,7 +2,7 @@
 
 ``DEVICES`` holds one record an architecture: a `ComputeUnit` (AMD CDNA) or a `Multiprocessor` (NVIDIA). What the
 architectures of a vendor share is a field's default; what differs is written in the record. Both kinds have
-``vendor``, ``simds``, ``wave_lanes``, ``max_waves``, ``max_threads_per_group``, ``vector_rows_per_simd``,
+``vendor``, ``words``, ``simds``, ``wave_lanes``, ``max_waves``, ``max_threads_per_group``, ``vector_rows_per_simd``,
 ``vector_granule_rows`` and ``matrix_rates``.
 ``PRODUCTS`` adds what depends on the card: number of units, clock, memory.
 
@@ -19,10 +19,20 @@ header   cuda_occupancy.h of CUDA 13.0, with the function that holds the number
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a vendor calls the three things that one name serves for in this package: unit, group and wave."""
+
+    unit: str
+    group: str
+    wave: str
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,8 @@ class ComputeUnit:
     max_threads_per_group: int = 1024  # (LLVM: getMaxFlatWorkGroupSize)
     vector_lanes_per_clock: int = 64  # 16 on each SIMD: a wave takes 4 clocks (rocprof "VALU")
 
-    vendor = "AMD"
+    vendor: ClassVar[Literal["AMD"]] = "AMD"
+    words: ClassVar[Words] = Words(unit="CU", group="workgroup", wave="wave")
 
     @property
     def max_waves(self) -> int:
@@ -130,7 +141,8 @@ class Multiprocessor:
     max_threads_per_group: int = 1024  # (guide)
     vector_lanes_per_clock: int = 128  # one instruction of a warp on each sub-partition (guide: "Multithreading")
 
-    vendor = "NVIDIA"
+    vendor: ClassVar[Literal["NVIDIA"]] = "NVIDIA"
+    words: ClassVar[Words] = Words(unit="SM", group="block", wave="warp")
 
     @property
     def vector_rows_per_simd(self) -> int:

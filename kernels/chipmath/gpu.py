@@ -90,10 +90,11 @@ def driver_occupancy(
     A request above what a block may have is a DriverError, where `Binary.occupancy` answers 0. HIP's answer is a
     formula of its runtime: before rocm-systems PR 10618 (August 2026) it left out the trap handler's SGPRs.
     """
+    unit = device(binary.arch)
     threads = binary.threads if threads is None else threads
     if threads is None:
-        raise ValueError(f"{binary.kernel} was compiled for groups of any size: pass threads")
-    ask = _ask_hip if device(binary.arch).vendor == "AMD" else _ask_cuda
+        raise ValueError(f"{binary.kernel} was compiled for {unit.words.group}s of any size: pass threads")
+    ask = _ask_hip if unit.vendor == "AMD" else _ask_cuda
     return ask(binary, threads, binary.dynamic_shared_bytes + dynamic_shared_bytes, index)
 
 

@@ -24,6 +24,24 @@ from chipmath.devices import ComputeUnit, Multiprocessor, device
 UNLIMITED = 1 << 31  # groups: what a limiter that does not apply admits
 MAX_COUNT = (1 << 31) - 1  # arguments end here, so that no product overflows 64 bits
 
+# The keys of `Occupancy.limits`, in each vendor's words.
+LIMITER_WORDS = {
+    "AMD": {
+        "waves": "wave slots",
+        "registers": "vector registers",
+        "scalars": "scalar registers",
+        "shared": "LDS",
+        "barriers": "barriers",
+    },
+    "NVIDIA": {
+        "waves": "warp slots",
+        "groups": "block slots",
+        "registers": "registers",
+        "shared": "shared memory",
+        "barriers": "named barriers",
+    },
+}
+
 
 @dataclass(frozen=True)
 class Occupancy:
@@ -54,6 +72,12 @@ class Occupancy:
     def limiters(self) -> tuple[str, ...]:
         """Every limiter that ties for the smallest answer."""
         return tuple(name for name, groups in self.limits.items() if groups == self.groups_per_unit)
+
+    @property
+    def limiter_words(self) -> tuple[str, ...]:
+        """``limiters`` as the vendor calls them: "warp slots", "LDS"."""
+        words = LIMITER_WORDS[device(self.arch).vendor]
+        return tuple(words[name] for name in self.limiters)
 
 
 def occupancy(
@@ -224,15 +248,16 @@ def _nvidia_reasons(sm: Multiprocessor, limits, allocated, request):
 
 
 def _threads_reason(unit: ComputeUnit | Multiprocessor, limits, request):
-    return limits["waves"] == 0, f"threads={request['threads']}: a group has 1 to {unit.max_threads_per_group}"
+    group, most = unit.words.group, unit.max_threads_per_group
+    return limits["waves"] == 0, f"threads={request['threads']}: a {group} has 1 to {most}"
 
 
 def _wave_reason(unit: ComputeUnit | Multiprocessor, allocated, request):
     waves = _ceil_div(request["threads"], unit.wave_lanes)
     room = unit.simds * (unit.vector_rows_per_simd // allocated["registers"])
     return waves > room, (
-        f"threads={request['threads']}: a group is {waves} waves of {allocated['registers']} registers a thread, "
-        f"and the register file holds {room}"
+        f"threads={request['threads']}: a {unit.words.group} is {waves} {unit.words.wave}s of "
+        f"{allocated['registers']} registers a thread, and the register file holds {room}"
     )
 
 

@@ -15,6 +15,7 @@ from chipmath.experiments.experiment import ExperimentError, MeasuredExperiment,
 from chipmath.experiments.residency_launches import KEYS, RECORDED_ARCHS, compile_launch, launches
 from chipmath.experiments.resources import resources
 from chipmath.gpu import Gpu, driver_occupancy
+from chipmath.occupancy import LIMITER_WORDS
 from chipmath.recordings import newest
 
 ARCHS = tuple(arch for arch in DEVICES if arch != "gfx90a")  # which has no XCC_ID; see residency.hip
@@ -34,10 +35,17 @@ class Counts:
 
 def predict() -> list[Row]:
     """The model's count for the launches of the quick form, from the recorded resources of their kernel."""
-    names = ("arch", *KEYS, "registers", "groups_per_unit", "limiters")
-    rows = newest(residency_launches.EXPERIMENT.name)
+    names = ("arch", *KEYS, "registers", "groups_per_unit")
+    recording = newest(residency_launches.EXPERIMENT.name)
     cases = [{"arch": arch, **launch} for arch in RECORDED_ARCHS for launch in launches(arch)[::QUICK_STEP]]
-    return [{name: rows.find(**case)[name] for name in names} for case in cases]
+    rows = [recording.find(**case) for case in cases]
+    return [{name: row[name] for name in names} | {"limiters": _in_words(row)} for row in rows]
+
+
+def _in_words(row: Row) -> str:
+    """The recorded limiters, which are keys of `Occupancy.limits`, as the chip's vendor calls them."""
+    words = LIMITER_WORDS[device(row["arch"]).vendor]
+    return ", ".join(words[name] for name in row["limiters"].split(", "))
 
 
 Promise = Callable[[Binary, int, int], int]  # binary, threads, dynamic shared bytes -> groups per unit
@@ -119,8 +127,8 @@ def _measure(
         rows.append(
             case
             | {name: taken[name] for name in ("registers", "accumulators", "scalars")}
-            | {"model_groups": model.groups_per_unit, "limiters": ", ".join(model.limiters), "driver_groups": promised}
-            | {"counted_groups_least": min(used), "counted_groups_most": max(used)}
+            | {"model_groups": model.groups_per_unit, "limiters": ", ".join(model.limiter_words)}
+            | {"driver_groups": promised, "counted_groups_least": min(used), "counted_groups_most": max(used)}
         )
     progress(len(cases), len(cases), "done")
     method = {
