@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from chipmath.formats import E2M1, E2M3, E3M2, E4M3, E5M2, E8M0, FORMATS, INT8
+from chipmath.formats import E2M1, E2M3, E3M2, E4M3, E5M2, E8M0, FORMATS, INT8, ElementFormat, ScaleFormat
 
 ALL = list(FORMATS.values())
 FLOATS = [fmt for fmt in ALL if fmt is not INT8]
@@ -216,6 +216,61 @@ def test_wrong_types_are_named():
         E8M0.decode(torch.tensor([1]))
     with pytest.raises(TypeError, match=r"exponents must be torch.int32 or torch.int64, got torch.float32"):
         E8M0.encode(torch.zeros(1))
+
+
+CONTRADICTIONS = {
+    "must be whole numbers, got .*bits=8.0": {"bits": 8.0},
+    "must be whole numbers, got .*bias=True": {"bias": True},
+    "2 to 8 bits, got .*bits=9": {"bits": 9, "mantissa_bits": 4},
+    "2 to 8 bits, got .*mantissa_bits=-1": {"bits": 4, "mantissa_bits": -1},
+    'reserved must be "none", "last" or "top", got .*\'first\'': {"reserved": "first"},
+    "must fill bits, got .*bits=7, exponent_bits=4, mantissa_bits=3": {"bits": 7},
+    "some code must be a number other than zero": {
+        "bits": 2,
+        "exponent_bits": 1,
+        "mantissa_bits": 0,
+        "reserved": "top",
+    },
+    "float32 must hold every number, got .*bias=148": {"bias": 148},  # 2**-150 is the smallest
+    "float32 must hold every number, got .*bias=-113": {"bias": -113},  # 2**128 is the largest exponent
+    "one bit before the binary point, got .*exponent_bits=0, mantissa_bits=3": {"exponent_bits": 0},
+    "has no bias and no reserved code, got .*bias=7": {"exponent_bits": 0, "mantissa_bits": 6},
+}
+
+
+@pytest.mark.parametrize("demand", CONTRADICTIONS)
+def test_a_format_that_contradicts_itself_is_refused(demand):
+    fields = {"bits": 8, "exponent_bits": 4, "mantissa_bits": 3, "bias": 7, "reserved": "none"}
+    with pytest.raises(ValueError, match=demand):
+        ElementFormat("mine", **fields | CONTRADICTIONS[demand])
+
+
+def test_a_scale_of_another_layout_is_refused():
+    with pytest.raises(ValueError, match=r"8 bits and the bias 127, got .*bits=8, bias=126"):
+        ScaleFormat("mine", bits=8, bias=126)
+
+
+@pytest.mark.parametrize(("bits", "exponent_bits"), [(b, e) for b in range(2, 9) for e in range(b)])
+def test_a_format_of_ones_own_gives_its_codes_back(bits, exponent_bits):
+    """Any that is accepted: its numbers as their definition has them, and each encoded as its own code."""
+    mantissa_bits = bits - 1 - (exponent_bits or 1)
+    bias = 2 ** (exponent_bits - 1) - 1 if exponent_bits else 0
+    fmt = ElementFormat("mine", bits, exponent_bits, mantissa_bits, bias)
+    values, half = fmt.decode(codes_of(fmt)), fmt.sign_code
+    if exponent_bits:
+        field, fraction = np.divmod(np.arange(half), 1 << mantissa_bits)
+        expected = np.ldexp(fraction + (field > 0) * 2.0**mantissa_bits, np.maximum(field, 1) - bias - mantissa_bits)
+        expected = [*expected, *-expected]
+    else:
+        expected = np.arange(1 << bits) / 2**mantissa_bits
+        expected[half:] -= 4  # two's complement: the sign bit counts -2 instead of 2
+    np.testing.assert_array_equal(bits_of(values), bits_of(expected))
+    coded = fmt.encode(values).tolist()
+    if not exponent_bits:  # the lowest number has no opposite and is never written
+        assert coded.pop(half) == half + 1
+        assert coded == [code for code in range(1 << bits) if code != half]
+    else:
+        assert coded == list(range(1 << bits))
 
 
 def test_scale_codes():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,10 @@ FLOAT32_BIAS = 127
 
 @dataclass(frozen=True)
 class ElementFormat:
-    """A private element of an MX block (OCP MX v1.0, sec. 5.3): a small float, or INT8 as fixed point."""
+    """A private element of an MX block (OCP MX v1.0, sec. 5.3): a small float, or INT8 as fixed point.
+
+    Raises ValueError for fields that contradict each other, or whose numbers float32 cannot hold.
+    """
 
     name: str  # as in the specification's tables
     bits: int  # width of a code, sign included
@@ -34,6 +37,27 @@ class ElementFormat:
     mantissa_bits: int  # stored fraction bits; for INT8 the bits after the binary point
     bias: int  # exponent field minus exponent; 0 for INT8
     reserved: str = "none"  # codes that are no number: "none", "last" (all ones) or "top" (the whole last exponent)
+
+    def __post_init__(self):
+        """Refuse what would show only in wrong codes; every field is in the message."""
+        for holds, demand in self._demands():
+            if not holds:
+                raise ValueError(f"{demand}, got {self!r}")
+
+    def _demands(self) -> Iterator[tuple[bool, str]]:
+        """What the fields must satisfy, in words; each relies on those before."""
+        numbers = (self.bits, self.exponent_bits, self.mantissa_bits, self.bias)
+        yield all(type(number) is int for number in numbers), "bits and bias must be whole numbers"
+        yield min(numbers[:3]) >= 0 and 2 <= self.bits <= 8, "a code must have 2 to 8 bits"
+        yield self.reserved in ("none", "last", "top"), 'reserved must be "none", "last" or "top"'
+        if self.exponent_bits:
+            yield self.bits == 1 + self.exponent_bits + self.mantissa_bits, "sign, exponent and mantissa must fill bits"
+            yield self.max_code > 0, "some code must be a number other than zero"
+            exponents = self.emin - self.mantissa_bits, max(self.max_code >> self.mantissa_bits, 1) - self.bias
+            yield exponents[0] >= -149 and exponents[1] <= 127, "float32 must hold every number"
+        else:
+            yield self.bits == 2 + self.mantissa_bits, "two's complement must have one bit before the binary point"
+            yield self.bias == 0 and self.reserved == "none", "two's complement has no bias and no reserved code"
 
     def __str__(self) -> str:
         """The name alone, for sentences and tables."""
@@ -158,7 +182,7 @@ class ElementFormat:
         code = ((exponent - self.emin).clamp_(min=0) << self.mantissa_bits).add_(rounded).clamp_(max=self.max_code)
         if self.has_nan:
             code = torch.where(magnitude > INFINITY, self.nan_code, code)
-        signed = code | self.sign_code if self.exponent_bits else (-code) & 0xFF
+        signed = code | self.sign_code if self.exponent_bits else -code & (1 << self.bits) - 1
         return torch.where(bits < 0, signed, code).to(torch.uint8)
 
     def _value(self, code: int) -> float:
@@ -192,6 +216,11 @@ class ScaleFormat:
     name: str  # as in the specification
     bits: int  # width of a code
     bias: int  # code minus exponent
+
+    def __post_init__(self):
+        """Refuse another layout than a float32's exponent field, as which ``decode`` reads a code."""
+        if (self.bits, self.bias) != (8, FLOAT32_BIAS):
+            raise ValueError(f"a scale must have 8 bits and the bias {FLOAT32_BIAS}, got {self!r}")
 
     @property
     def nan_code(self) -> int:
