@@ -119,13 +119,13 @@ def test_fp8_mma_is_fp16_where_the_chip_lacks_it():
     assert {row["matrix_opcodes"] for row in taken.select(operands="f16")} == {"HMMA.16816.F32"}
 
 
-@pytest.mark.parametrize("by", ["_by_clang", "_by_triton"])
+@pytest.mark.parametrize("by", ["by_clang", "by_triton"])
 def test_a_kernel_that_takes_something_else_is_refused(monkeypatch, by):
     text = "; NumVgprs: 97\n; NumAgprs: 0\n; TotalNumSgprs: 32\n; LDSByteSize: 32768\n; Occupancy: 4\n"
     monkeypatch.setattr(llvm_versions, by, lambda ir, arch: ("clang 22", text))
     launch = dict(zip(llvm_versions.LAUNCH, (96, 0, 32, 32768, 256)))
     with pytest.raises(ExperimentError, match="taken"):
-        llvm_versions.compile_case("gfx950", {"_by_clang": "22", "_by_triton": "24"}[by], **launch)
+        llvm_versions.compile_case("gfx950", {"by_clang": "22", "by_triton": "24"}[by], **launch)
 
 
 def test_registers_that_were_not_taken_are_refused(monkeypatch):

@@ -10,4 +10,4 @@ from chipmath.experiments import llvm_versions
 def test_llvm_24_is_not_asked_of_an_older_triton(monkeypatch):
     monkeypatch.setattr(llvm_versions, "find_triton", lambda: SimpleNamespace(__version__="3.7.1"))
     with pytest.raises(CompilerMissing, match=r"no LLVM 24: that of Triton 3\.7\.1"):
-        llvm_versions._by_triton("", "gfx950")
+        llvm_versions.by_triton("", "gfx950")

@@ -15,10 +15,9 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from chipmath.crosscompile import CompileError, CompilerMissing, find_clang, run_compiler
+from chipmath.crosscompile import CompileError, CompilerMissing
 from chipmath.experiments import llvm_versions
 from chipmath.experiments.experiment import CompiledExperiment, ExperimentError, Row
 
@@ -62,22 +61,13 @@ def compile_case(arch, llvm, read, resource, amount) -> Row:
 
 def _compile(llvm: str, read: str, ir: str, arch: str) -> tuple[str, str]:
     if llvm == "24":
-        return llvm_versions._by_triton(ir, arch)
+        return llvm_versions.by_triton(ir, arch)
     if llvm == "22":
-        return llvm_versions._by_clang(ir, arch) if read == PRINTED else _scheduled_by_clang(ir, arch)
+        stop = () if read == PRINTED else ("-mllvm", f"-stop-after={AFTER}")
+        return llvm_versions.by_clang(ir, arch, *stop)
     if read == PRINTED:
         return _elsewhere(ir, "triton", arch)
     return _elsewhere(f'target datalayout = "{DATA_LAYOUT}"\n{ir}', "tvm", arch, AFTER)
-
-
-def _scheduled_by_clang(ir: str, arch: str) -> tuple[str, str]:
-    clang = find_clang()
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "take.ll"
-        source.write_text(ir)
-        options = [f"--target={llvm_versions.TRIPLE}", f"-mcpu={arch}", "-nogpulib", "-O3", "-S", "-o", "-"]
-        text = run_compiler([clang, *options, "-mllvm", f"-stop-after={AFTER}", source], "take.ll")
-    return run_compiler([clang, "--version"], "clang --version").splitlines()[0], text
 
 
 def _elsewhere(ir: str, *request: str) -> tuple[str, str]:

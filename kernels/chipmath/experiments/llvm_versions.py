@@ -58,7 +58,7 @@ def kernel(registers, accumulators, scalars, shared_bytes, threads) -> str:
 
 def compile_case(arch, llvm, **launch) -> Row:
     """One row."""
-    compiler, assembly = {"22": _by_clang, "24": _by_triton}[llvm](kernel(**launch), arch)
+    compiler, assembly = {"22": by_clang, "24": by_triton}[llvm](kernel(**launch), arch)
     says = {name: int(value) for name, value in re.findall(r"^; (\w+): (\d+)", assembly, re.MULTILINE)}
     taken = tuple(says[name] for name in ("NumVgprs", "NumAgprs", "TotalNumSgprs", "LDSByteSize"))
     if taken != tuple(launch.values())[:4]:
@@ -66,18 +66,19 @@ def compile_case(arch, llvm, **launch) -> Row:
     return {"waves_per_simd": says["Occupancy"], "compiler": compiler}
 
 
-def _by_clang(ir: str, arch: str) -> tuple[str, str]:
+def by_clang(ir: str, arch: str, *options: str) -> tuple[str, str]:
+    """Who compiled LLVM IR for ``arch``, and the assembly: clang, with more of its ``options`` where given."""
     clang = find_clang()
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "take.ll"
         source.write_text(ir)
-        assembly = run_compiler(
-            [clang, f"--target={TRIPLE}", f"-mcpu={arch}", "-nogpulib", "-O3", "-S", "-o", "-", source], "take.ll"
-        )
+        target = (f"--target={TRIPLE}", f"-mcpu={arch}", "-nogpulib")
+        assembly = run_compiler([clang, *target, "-O3", "-S", "-o", "-", *options, source], "take.ll")
     return run_compiler([clang, "--version"], "clang --version").splitlines()[0], assembly
 
 
-def _by_triton(ir: str, arch: str) -> tuple[str, str]:
+def by_triton(ir: str, arch: str) -> tuple[str, str]:
+    """The same by the LLVM inside Triton; CompilerMissing where Triton is older than 3.9."""
     triton = find_triton()
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9):
         raise CompilerMissing(f"no LLVM 24: that of Triton {triton.__version__} is another, with another interface")
