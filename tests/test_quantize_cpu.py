@@ -13,7 +13,7 @@ import torch
 from chipmath import quantize as reference
 from chipmath import quantize_cpu
 from chipmath.experiments import ExperimentError, cpu_quantizers
-from chipmath.formats import E2M1, E4M3, E5M2, FORMATS, INT8
+from chipmath.formats import E2M1, E4M3, E5M2, FORMATS, INT8, ElementFormat
 from chipmath.quantize import SCALE_RULES
 from test_quantize import GOLDEN, INF, NAN, X, boundaries, drawn, every_float32_pattern, same
 
@@ -90,6 +90,36 @@ def test_largest_magnitudes_on_both_sides_of_every_step(dtype, fmt, scale_rule):
     """float32: every step of every rule in every binade; 16 bits: every number, infinite and NaN too."""
     amax = boundaries()[::5] if dtype == torch.float32 else every_16_bit_number(dtype)[::2]
     assert_same_bytes(below(amax), fmt, scale_rule)
+
+
+def test_two_s_complement_of_four_bits():
+    """A code ends where the format's bits end: -1 is 0xC, not 0xFC."""
+    assert_same_bytes(below(boundaries()[::50]), ElementFormat("INT4", 4, 0, 2, 0), "floor")
+
+
+def test_into_tensors_that_are_there():
+    x = X.contiguous()
+    elements, scales = torch.full(x.shape, 99, dtype=torch.uint8), torch.full((len(x), x.shape[1] // 32), 99).byte()
+    assert quantize_cpu.quantize_into(x, E4M3, "rceil", elements, scales) is None
+    expected = reference.quantize(x, E4M3, "rceil")
+    assert torch.equal(elements, expected.elements)
+    assert torch.equal(scales, expected.scales)
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "message"),
+    [
+        ("elements", torch.empty(32, 2, dtype=torch.uint8).T, "elements must be contiguous uint8 .* got strided"),
+        ("elements", torch.empty(2, 32), "elements must be contiguous uint8 .* got contiguous torch.float32 on cpu"),
+        ("elements", torch.empty(2, 31, dtype=torch.uint8), r"elements must have shape \(2, 32\), got \(2, 31\)"),
+        ("scales", torch.empty(2, dtype=torch.uint8), r"scales must have shape \(2, 1\), got \(2,\)"),
+        ("scales", torch.empty(2, 1, dtype=torch.uint8, device="meta"), "scales must be .* on the CPU, got .* on meta"),
+    ],
+)
+def test_tensors_that_could_not_be_written_are_refused(name, output, message):
+    outputs = {"elements": torch.empty(2, 32, dtype=torch.uint8), "scales": torch.empty(2, 1, dtype=torch.uint8)}
+    with pytest.raises(ValueError, match=message):
+        quantize_cpu.quantize_into(torch.ones(2, 32), E4M3, "floor", **outputs | {name: output})
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ several threads are safe. Numba is an optional dependency.
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -49,16 +50,40 @@ def quantize(x: Tensor, fmt: ElementFormat, scale_rule: str) -> MXTensor:
     Uses up to ``torch.get_num_threads()`` threads. Raises ModuleNotFoundError, naming the package, without Numba.
     """
     check_input(x, -1, BLOCK)
+    elements = torch.empty(x.shape, dtype=torch.uint8)
+    scales = torch.empty(*x.shape[:-1], x.shape[-1] // BLOCK, dtype=torch.uint8)
+    quantize_into(x, fmt, scale_rule, elements, scales)
+    return MXTensor(elements, scales, fmt, -1, BLOCK)
+
+
+def quantize_into(x: Tensor, fmt: ElementFormat, scale_rule: str, elements: Tensor, scales: Tensor) -> None:
+    """Write what `quantize` returns into tensors that are there already: new pages cost as much as the work.
+
+    x         as for `quantize`
+    elements  uint8, shape of x, contiguous, on the CPU
+    scales    uint8, shape of x with the last axis divided by 32, contiguous, on the CPU
+    """
+    check_input(x, -1, BLOCK)
     if x.device.type != "cpu":
         raise ValueError(f"x must be on the CPU, got {x.device}")
+    _check_output("elements", elements, x.shape)
+    _check_output("scales", scales, (*x.shape[:-1], x.shape[-1] // BLOCK))
     constant = scale_constant(fmt, scale_rule)
     with COMPILING:
         kernel = _kernel(x.dtype, fmt)
-    elements = torch.empty(x.shape, dtype=torch.uint8)
-    scales = torch.empty(*x.shape[:-1], x.shape[-1] // BLOCK, dtype=torch.uint8)
     words = _words(x).reshape(-1, BLOCK)
     _share_out(kernel, words, elements.numpy().reshape(-1, BLOCK), scales.numpy().reshape(-1), constant)
-    return MXTensor(elements, scales, fmt, -1, BLOCK)
+
+
+def _check_output(name: str, output: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse what would be copied before it is written, and so stay as it is."""
+    if not isinstance(output, Tensor):
+        raise TypeError(f"{name} must be a tensor, got a {type(output).__name__}: {reprlib.repr(output)}")
+    if output.dtype != torch.uint8 or output.device.type != "cpu" or not output.is_contiguous():
+        kind = "contiguous" if output.is_contiguous() else "strided"
+        raise ValueError(f"{name} must be contiguous uint8 on the CPU, got {kind} {output.dtype} on {output.device}")
+    if output.shape != shape:
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(output.shape)}")
 
 
 def _words(x: Tensor) -> np.ndarray:
@@ -252,7 +277,7 @@ def _code(inline: Callable, fmt: ElementFormat) -> Callable:
 
 
 def _with_sign(inline: Callable, fmt: ElementFormat) -> Callable:
-    sign_code = fmt.sign_code
+    sign_code, mask = fmt.sign_code, (1 << fmt.bits) - 1
 
     @inline
     def sign_and_magnitude(code, word):
@@ -261,6 +286,6 @@ def _with_sign(inline: Callable, fmt: ElementFormat) -> Callable:
     @inline
     def twos_complement(code, word):
         minus = int32(word) >> 31
-        return (code ^ minus) - minus
+        return ((code ^ minus) - minus) & mask
 
     return sign_and_magnitude if fmt.exponent_bits else twos_complement

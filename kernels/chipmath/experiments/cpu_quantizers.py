@@ -57,15 +57,13 @@ def ours(x: Tensor, scale_rule: str) -> Bytes:
 def ours_into_warm_buffers(x: Tensor, scale_rule: str) -> Bytes:
     """The compiled one without its memory: it writes where it wrote before, as ``copy_`` does."""
     elements, scales = _warm_buffers(x)
-    arrays = (quantize_cpu._words(x).reshape(-1, 32), elements.numpy().reshape(-1, 32), scales.numpy().reshape(-1))
-    constant = quantize.scale_constant(E4M3, scale_rule)
-    quantize_cpu._share_out(quantize_cpu._kernel(x.dtype, E4M3), *arrays, constant)
+    quantize_cpu.quantize_into(x, E4M3, scale_rule, elements, scales)
     return elements, scales
 
 
 @lru_cache(maxsize=1)
 def _warm_buffers(x: Tensor) -> Bytes:
-    return torch.empty(x.shape, dtype=torch.uint8), torch.empty(x.numel() // 32, dtype=torch.uint8)
+    return torch.empty(x.shape, dtype=torch.uint8), torch.empty(*x.shape[:-1], x.shape[-1] // 32, dtype=torch.uint8)
 
 
 def reference(x: Tensor, scale_rule: str) -> Bytes:
