@@ -152,7 +152,7 @@ def test_a_process_of_its_own_gets_every_option(folder, monkeypatch):
         return SimpleNamespace(returncode=len(commands) % 2)
 
     monkeypatch.setattr(bench, "gpu", lambda: here.STAND_IN)
-    monkeypatch.setattr(bench.subprocess, "run", run)
+    monkeypatch.setattr(bench, "run_group", run)
     options = ["--quick", "--out", str(folder / "out"), "--commit", "c" * 40]
     assert bench.main(["residency", "training", *options]) == 1
     assert commands == [

@@ -7,11 +7,11 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "kernels/chipmath"
 LAYERS = {
-    "facts": "formats devices",
+    "facts": "formats devices processes",
     "reference": "quantize matmul occupancy noise nvfp4",
     "fast": "quantize_cpu on_gpu quantize_gpu quantize_kernels gluon_on_cpu matmul_gpu matmul_kernels matmul_tiles "
     "ilp ilp_gluon training.amdahl training.text training.recipes training.model training.probes training.run "
-    "training.pairs training.torch_settings training.progress training.__main__ training",
+    "training.pairs training.torch_settings training.progress training.command training.__main__ training",
     "machines": "gpu crosscompile recordings experiments bench",
     "pages": "evidence measurements figures training.loss_figure",
 }

@@ -15,8 +15,7 @@ from chipmath.experiments import EXPERIMENTS, ExperimentError, training, trainin
 from chipmath.formats import E2M1, E2M3, E3M2, E4M3, E5M2, INT8
 from chipmath.quantize import SCALE_RULES, quantize, sqnr_db
 from chipmath.recordings import Recording, newest
-from chipmath.training import __main__ as command
-from chipmath.training import pairs, probes, recipes, run
+from chipmath.training import command, pairs, probes, recipes, run
 from chipmath.training.amdahl import accelerated_share, step_speedup
 from chipmath.training.loss_figure import loss_figure
 from chipmath.training.model import GPT, OUTLIERS, Shape

@@ -29,6 +29,7 @@ from pathlib import Path
 from chipmath.crosscompile import CompileError, CompilerMissing
 from chipmath.experiments import EXPERIMENTS, Experiment, ExperimentError, Run
 from chipmath.gpu import DriverError, gpu
+from chipmath.processes import leave, run_group
 from chipmath.recordings import KINDS, PACKAGE, RECORDED, SCHEMA, UNKNOWN_COMMIT, Recording, note_taken, recorded
 
 # Version or its beginning; tools/environment.py pins Triton. LLVM and TVM: of the experiment llvm_23 alone.
@@ -215,7 +216,7 @@ def _record(experiment: Experiment, options: argparse.Namespace, source: Source)
 def _record_apart(experiment: Experiment, options: argparse.Namespace, source: Source) -> bool:
     """In a process of its own: an error on the GPU ends every later call of its process, and would end the others.
 
-    One that hangs is ended, or the others would never have their turn.
+    One that hangs is ended, with the compilers or profiler it has started, or the others would never have their turn.
     """
     command = [sys.executable, "-m", "chipmath.bench", experiment.name]
     command += ["--quick"] if options.quick else []
@@ -224,7 +225,7 @@ def _record_apart(experiment: Experiment, options: argparse.Namespace, source: S
     sys.stdout.flush()
     began = time.monotonic()
     try:
-        done = subprocess.run(command, env=_environment(), timeout=experiment.longest_seconds, check=False)
+        done = run_group(command, env=_environment(), timeout=experiment.longest_seconds)
     except subprocess.TimeoutExpired:
         limit = experiment.longest_seconds
         print(f"{experiment.name}: ended after {limit} s, more than it ever should take", file=sys.stderr)
@@ -321,4 +322,4 @@ def _git(*arguments: str) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -28,6 +28,7 @@ from chipmath import quantize, quantize_cpu
 from chipmath.experiments.experiment import ExperimentError
 from chipmath.experiments.timing import Spread, host_stopwatch, spread, take_turns
 from chipmath.formats import E4M3, E8M0, FLOAT32_BIAS, FRACTION_BITS, INFINITY, MAGNITUDE, normalize
+from chipmath.processes import leave
 
 SHAPE = (4096, 4096)
 ROUNDS = 15
@@ -244,4 +245,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

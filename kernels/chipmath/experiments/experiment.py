@@ -4,6 +4,7 @@ Modules of experiments import no compiler and no torch at their top, so that pag
 predict, or whether its code has changed, on any machine.
 """
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -130,6 +131,7 @@ class ComputedExperiment(Experiment):
 
     def run(self, quick: bool, progress: Progress) -> Run:
         """Compute all of it, or a form that takes seconds."""
+        _require_torch(self.name)
         method, rows = self.compute(quick, progress)
         return Run(cpu_record(), cpu_software(), method, rows)
 
@@ -190,8 +192,14 @@ class MeasuredExperiment(Experiment):
 
     def rehearsal(self, progress: Progress) -> Run:
         """The same path without a GPU."""
+        _require_torch(self.name)
         method, rows = self.rehearse(progress)
         return Run(device_record(STAND_IN, None, None), software_record(STAND_IN), method, rows)
+
+
+def _require_torch(name: str) -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise ExperimentError(f"{name} needs torch, which is not installed: https://pytorch.org/get-started")
 
 
 def describe(case: Row) -> str:

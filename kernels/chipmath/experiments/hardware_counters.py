@@ -20,6 +20,7 @@ from chipmath.experiments import gemm_routes, quantizer_code
 from chipmath.experiments.experiment import ExperimentError, MeasuredExperiment, Progress, Row, Shown
 from chipmath.experiments.resources import resources
 from chipmath.gpu import Gpu
+from chipmath.processes import run_group
 from chipmath.recordings import PACKAGE, newest
 
 # Nsight Compute, Kernel Profiling Guide, "Metrics Reference"; the first two are its "Achieved" and "Theoretical
@@ -87,14 +88,13 @@ def profile(kernel: str) -> str:
         command += ["--kernel-name", FUNCTIONS[kernel], "--launch-skip", "1", "--launch-count", "1"]
         command += [sys.executable, "-m", "chipmath.experiments.hardware_counters", kernel]
         try:
-            done = subprocess.run(
+            done = run_group(
                 command,
+                timeout=PROFILE_SECONDS,
                 cwd=PACKAGE.parent,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                timeout=PROFILE_SECONDS,
-                check=False,
             )
         except subprocess.TimeoutExpired:
             raise ExperimentError(f"ncu, {kernel}: ended after {PROFILE_SECONDS} s without a table") from None
