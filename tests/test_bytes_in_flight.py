@@ -74,6 +74,11 @@ def test_parity_is_that_of_all_words():
     assert bytes_in_flight._parity(words) == 1 ^ 2 ^ 4 ^ 8 ^ 16 ^ -1 ^ 7
 
 
+def equal_turns(candidates, stopwatch, *, rounds):
+    """In the place of `take_turns`: a second for each, and no call."""
+    return {name: [1.0] * rounds for name in candidates}
+
+
 def rehearsed():
     try:
         return bytes_in_flight.rehearse(silent)
@@ -111,15 +116,30 @@ def test_a_wrong_kernel_is_never_timed(monkeypatch, kernel):
         return lambda i: None
 
     monkeypatch.setattr(bytes_in_flight, "_runner", broken)
-    monkeypatch.setattr(bytes_in_flight, "take_turns", lambda *a, **k: pytest.fail("a wrong kernel was timed"))
-    with pytest.raises(ExperimentError, match=f"{kernel} with 1 groups a unit and 1 loads is wrong"):
+    monkeypatch.setattr(bytes_in_flight, "take_turns", equal_turns)
+    method, rows = rehearsed()
+    assert {row["kernel"] for row in rows} == {"read", "copy"} - {kernel}
+    assert method["refused"].keys() == {f"{kernel}, 1 groups a unit, {loads} loads" for loads in (1, 4)}
+    why = {"read": "the parity of all words is", "copy": "49152 of 49152 words are wrong"}[kernel]
+    assert all(told.startswith(why) for told in method["refused"].values())
+
+
+def test_where_every_kernel_is_wrong_there_is_nothing_to_record(monkeypatch):
+    monkeypatch.setattr(bytes_in_flight, "_runner", lambda *a: lambda i: None)
+    with pytest.raises(ExperimentError, match="nothing to time: read, 1 groups a unit, 1 loads: the parity"):
         rehearsed()
 
 
 def test_machine_code_with_other_loads_is_never_timed(monkeypatch):
     monkeypatch.setattr(bytes_in_flight, "loads_before_use", lambda binary: 3)
-    with pytest.raises(ExperimentError, match="read with 1 loads: the machine code has 3 before the first use"):
+    with pytest.raises(ExperimentError, match="read, 1 groups a unit, 1 loads: the machine code has 3 loads before"):
         rehearsed()
+
+
+def test_machine_code_without_a_loop_is_named():
+    binary = dataclasses.replace(compiled_or_skip("sm_90", "read", 1), isa="\tEXIT ;\n")
+    with pytest.raises(ExperimentError, match="the machine code has no loop with LDG"):
+        loads_before_use(binary)
 
 
 def test_little_on_data_sheets():

@@ -2,7 +2,8 @@
 
 Little's law: bytes in flight on a unit = bandwidth / units * latency. It counts what is *read*: a copy has as much
 again on its way to memory, for which nobody waits. Shared memory alone sets the warps; the machine code is checked to
-issue all loads of a thread before it uses the first (`loads_before_use`).
+issue all loads of a thread before it uses the first (`loads_before_use`). A point that fails a check is not timed; the
+recording names it, and why.
 """
 
 import contextlib
@@ -46,9 +47,9 @@ def compile_stream(arch: str, kernel: str, loads: int) -> Binary:
 def loads_before_use(binary: Binary) -> int:
     """How many 16-byte loads the loop issues before anything waits for the first."""
     body = innermost_loop(binary.isa, "LDG|global_load")
-    waits = re.search(r"^\ts_waitcnt [^\n]*vmcnt", body, re.MULTILINE)
     if device(binary.arch).vendor == "AMD":
-        return len(re.findall(r"^\tglobal_load_dwordx4", body[: waits.start()], re.MULTILINE))
+        before = re.split(r"^\ts_waitcnt [^\n]*vmcnt", body, maxsplit=1, flags=re.MULTILINE)[0]
+        return len(re.findall(r"^\tglobal_load_dwordx4", before, re.MULTILINE))
     loaded: set[str] = set()
     for opcode, operands in re.findall(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;\n]*);", body):
         registers = re.findall(r"\bR\d+\b", operands)
@@ -64,10 +65,13 @@ def loads_before_use(binary: Binary) -> int:
 
 
 def innermost_loop(isa: str, pattern: str) -> str:
-    """The innermost loop in which ``pattern`` is found, label to branch."""
+    """The innermost loop in which ``pattern`` is found, label to branch; ExperimentError where there is none."""
     labels = {found[1]: found.start() for found in LABEL.finditer(isa)}
     bodies = [isa[labels[b[1]] : b.end()] for b in BRANCH.finditer(isa) if labels.get(b[1], len(isa)) < b.start()]
-    return min((body for body in bodies if re.search(pattern, body)), key=len)
+    found = [body for body in bodies if re.search(pattern, body)]
+    if not found:
+        raise ExperimentError(f"the machine code has no loop with {pattern}")
+    return min(found, key=len)
 
 
 def in_flight(arch: str, groups: int, loads: int) -> int:
@@ -119,35 +123,11 @@ def _measure(
     loads, groups, rounds = forms
     cases = [(kernel, g, n) for kernel in KERNELS for n in loads for g in groups]
     with contextlib.ExitStack() as stack:
-        candidates, binaries = _candidates(stack, where, arch, units, size, cases, progress)
+        candidates, binaries, refused = _candidates(stack, where, arch, units, size, cases, progress)
         progress(len(cases), len(cases) + 1, "timing")
         seconds = take_turns(candidates, stopwatch, rounds=rounds)
     progress(len(cases) + 1, len(cases) + 1, "done")
-    reference = [2 * size / s for s in seconds[REFERENCE]]
-    rows = []
-    for kernel, g, n in cases:
-        if (kernel, g, n) not in binaries:
-            continue
-        moved = size * (2 if kernel == "copy" else 1)
-        rates = [moved / s for s in seconds[str((kernel, g, n))]]
-        rate, ratio = spread(rates), spread([r / c for r, c in zip(rates, reference)])
-        binary = binaries[kernel, g, n]
-        flight = in_flight(arch, g, n)
-        rows.append(
-            {
-                "kernel": kernel,
-                "waves_per_unit": g * device(arch).simds,
-                "loads": n,
-                "bytes_in_flight": flight,
-                "registers": binary.registers,
-                **{f"bytes_per_s_{p}": value for p, value in vars(rate).items()},
-                **{f"ratio_to_reference_{p}": value for p, value in vars(ratio).items()},
-                "fraction_of_datasheet": product and rate.p50 / product.hbm_bytes_per_s,
-                # of what is read; where it is the same for few bytes in flight, it is the latency
-                "in_flight_over_rate_s": flight * units / (rate.p50 * size / moved),
-                "wrong_words": 0,
-            }
-        )
+    rows = [_row(case, binary, units, size, seconds, product) for case, binary in binaries.items()]
     method = {
         "timer": "device events" if where == "cuda" else "host clock, rehearsal",
         "rounds": rounds,
@@ -155,36 +135,77 @@ def _measure(
         "input": f"random 32-bit words, seed {SEED}",
         "reference": REFERENCE,
         "shared": "dynamic, as much as lets exactly so many groups in",
+        "left_out": "points whose registers or slots admit fewer groups",
+        "refused": refused,
         "compiler": next(iter(binaries.values())).compiler,
     }
     return method, rows
 
 
-def _candidates(stack, where, arch, units, size, cases, progress) -> tuple[dict[str, Candidate], dict]:
-    """What is timed, every one checked on the whole buffer; the machine code of each."""
+def _row(
+    case: tuple[str, int, int], binary: Binary, units: int, size: int, seconds: dict[str, list[float]], product
+) -> Row:
+    kernel, groups, loads = case
+    moved = size * (2 if kernel == "copy" else 1)
+    rate = spread([moved / s for s in seconds[str(case)]])
+    ratio = spread([moved / s / (2 * size / r) for s, r in zip(seconds[str(case)], seconds[REFERENCE])])
+    flight = in_flight(binary.arch, groups, loads)
+    return {
+        "kernel": kernel,
+        "waves_per_unit": groups * device(binary.arch).simds,
+        "loads": loads,
+        "bytes_in_flight": flight,
+        "registers": binary.registers,
+        **{f"bytes_per_s_{p}": value for p, value in vars(rate).items()},
+        **{f"ratio_to_reference_{p}": value for p, value in vars(ratio).items()},
+        "fraction_of_datasheet": product and rate.p50 / product.hbm_bytes_per_s,
+        # of what is read; where it is the same for few bytes in flight, it is the latency
+        "in_flight_over_rate_s": flight * units / (rate.p50 * size / moved),
+        "wrong_words": 0,
+    }
+
+
+def _candidates(stack, where, arch, units, size, cases, progress) -> tuple[dict[str, Candidate], dict, dict[str, str]]:
+    """What is timed, every one checked on the whole buffer; the machine code of each; which are wrong, and why."""
     import torch
 
     generator = torch.Generator(where).manual_seed(SEED)
     source = torch.randint(-(2**31), 2**31 - 1, (size // 4,), dtype=torch.int32, device=where, generator=generator)
     target = torch.empty_like(source)
     parity = _parity(source)
-    binaries, candidates = {}, {REFERENCE: lambda i: target.copy_(source)}
+    candidates: dict[str, Candidate] = {REFERENCE: lambda i: target.copy_(source)}
+    binaries: dict[tuple[str, int, int], Binary] = {}
+    refused: dict[str, str] = {}
     for done, case in enumerate(cases):
         kernel, groups, loads = case
-        progress(done, len(cases) + 1, f"{kernel}, {groups} groups a unit, {loads} loads")
+        point = f"{kernel}, {groups} groups a unit, {loads} loads"
+        progress(done, len(cases) + 1, point)
         binary = compile_stream(arch, kernel, loads)
-        if loads_before_use(binary) != loads:
-            raise ExperimentError(
-                f"{kernel} with {loads} loads: the machine code has {loads_before_use(binary)} before the first use"
-            )
         threads, shared = threads_of(arch), shared_ceilings(arch).get(groups)
         if shared is None or binary.occupancy(threads, dynamic_shared_bytes=shared).groups_per_unit != groups:
             continue  # registers or slots admit fewer
         words = torch.empty(units * groups * threads, dtype=torch.int32, device=where)
-        run = _runner(stack, where, binary, threads, shared, units * groups, source, target, words, size // 16, kernel)
-        _check(case, run, source, target, words, parity)
+        try:
+            _check_loads(binary, loads)
+            groups_in_all = units * groups
+            run = _runner(
+                stack, where, binary, threads, shared, groups_in_all, source, target, words, size // 16, kernel
+            )
+            _check(kernel, run, source, target, words, parity)
+        except ExperimentError as error:  # this point counts for nothing, the others for as much as before
+            refused[point] = str(error)
+            continue
         binaries[case], candidates[str(case)] = binary, run
-    return candidates, binaries
+    if not binaries:
+        reasons = "; ".join(f"{point}: {why}" for point, why in refused.items()) or f"no point fits {arch}"
+        raise ExperimentError(f"bytes_in_flight has nothing to time: {reasons}")
+    return candidates, binaries, refused
+
+
+def _check_loads(binary: Binary, loads: int) -> None:
+    found = loads_before_use(binary)
+    if found != loads:
+        raise ExperimentError(f"the machine code has {found} loads before the first use, not {loads}")
 
 
 def _runner(stack, where, binary, threads, shared, groups, source, target, words, vectors, kernel) -> Candidate:
@@ -203,14 +224,15 @@ def _runner(stack, where, binary, threads, shared, groups, source, target, words
     return read
 
 
-def _check(case, run: Candidate, source, target, words, parity: int) -> None:
+def _check(kernel: str, run: Candidate, source, target, words, parity: int) -> None:
     """A wrong kernel has no time: the copy is compared word by word, the read by the parity of all words."""
     target.copy_(~source)  # poison: every word is wrong
     words.fill_(1)
     run(0)
-    wrong = int((target != source).sum()) if case[0] == "copy" else int(_parity(words) != parity)
-    if wrong:
-        raise ExperimentError(f"{case[0]} with {case[1]} groups a unit and {case[2]} loads is wrong: it is not timed")
+    if kernel == "copy" and (wrong := int((target != source).sum())):
+        raise ExperimentError(f"{wrong} of {source.numel()} words are wrong")
+    if kernel == "read" and (found := _parity(words)) != parity:
+        raise ExperimentError(f"the parity of all words is {found}, not {parity}")
 
 
 def _parity(words) -> int:
