@@ -1,6 +1,6 @@
 # make book   environment, installation, build of the whole site
 # make pdf    the whole book as _build/book.pdf, printed by Chromium
-# make test   the same environment with test tools, then ruff, pytest and the tests of the built book
+# make test   the same environment with test tools, then ruff, mypy, pytest and the tests of the built book
 PYTHON ?= python3
 BIN := .venv/bin
 # Modules, not scripts: what a parent environment already has leaves no script in .venv/bin.
@@ -29,12 +29,14 @@ pdf: environment-book
 test: environment-test
 	$(BUILD)
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
 	$(PYTEST) -m "not slow" $(SIDE_BY_SIDE)
 	$(PYTEST) -m "not slow" $(PRINTS)
 
 test-all: environment-test
 	$(BUILD)
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
 	$(PYTEST) $(SIDE_BY_SIDE)
 	$(PYTEST) $(PRINTS)
 

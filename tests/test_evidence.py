@@ -134,8 +134,9 @@ def test_a_live_result_names_no_file(shelf):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda made, timed: Compiled(1), TypeError, r"Compiled\('1'\) needs recording=, .*, not None"),
-        (lambda made, timed: Measured(1.5, ".2f"), TypeError, r"Measured\('1.50'\) needs recording="),
+        (lambda made, timed: Compiled(1), TypeError, "missing 1 required keyword-only argument: 'recording'"),
+        (lambda made, timed: Measured(1.5, ".2f"), TypeError, "missing 1 required keyword-only argument: 'recording'"),
+        (lambda made, timed: Compiled(1, recording=None), TypeError, r"Compiled\('1'\) needs recording=, .*, not None"),
         (lambda made, timed: Compiled(1, recording="compiled-mx_tiles.json"), TypeError, "needs recording="),
         (lambda made, timed: Compiled(1, recording=timed), ValueError, "is a measured recording"),
         (lambda made, timed: Measured(1, recording=made), ValueError, r"compiled-mx_tiles\.json is a compiled"),

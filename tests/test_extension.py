@@ -105,7 +105,7 @@ def test_a_warning_printed_by_a_cell_is_red(toy_book):
         ("\nA ratio of {evidence}`bare`.\n", "`bare` is not a result of chipmath.evidence"),
         ("\nA ratio of {evidence}`missing`.\n", "No key 'missing'"),
         ("\nA ratio of {evidence}`references::ratio`.\n", "references glues no 'ratio'"),
-        ("\n```{code-cell} ipython3\nMeasured(1.5, live=True)\n```\n", "Measured('1.5') needs recording="),
+        ("\n```{code-cell} ipython3\nMeasured(1.5, live=True)\n```\n", "required keyword-only argument: 'recording'"),
         ("\nReading time {reading-time}`nowhere`.\n", "no page 'nowhere'"),
     ],
 )

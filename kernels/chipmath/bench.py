@@ -27,7 +27,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from chipmath.crosscompile import CompileError, CompilerMissing
-from chipmath.experiments import EXPERIMENTS, Experiment, ExperimentError, Run
+from chipmath.experiments import EXPERIMENTS, AnyExperiment, Experiment, ExperimentError, Run
 from chipmath.gpu import DriverError, gpu
 from chipmath.processes import leave, run_group
 from chipmath.recordings import KINDS, PACKAGE, RECORDED, SCHEMA, UNKNOWN_COMMIT, Recording, note_taken, recorded
@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Experiment]:
+def _chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[AnyExperiment]:
     unknown = [name for name in (*options.names, *options.skip) if name not in EXPERIMENTS]
     if unknown:
         parser.error(f"no experiment {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
@@ -182,7 +182,7 @@ def _chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> lis
     return kept
 
 
-def _can_run(experiment: Experiment, options: argparse.Namespace) -> bool:
+def _can_run(experiment: AnyExperiment, options: argparse.Namespace) -> bool:
     """Whether its tool is here; one that was asked for by name may say so itself, as an error."""
     why = experiment.unavailable() if experiment.kind == "measured" and experiment.name not in options.names else ""
     if why:
@@ -197,7 +197,7 @@ def _print_list() -> None:
         print(f"{experiment.name:20} {experiment.kind:9} {newest:22} {experiment.question}")
 
 
-def _record(experiment: Experiment, options: argparse.Namespace, source: Source) -> bool:
+def _record(experiment: AnyExperiment, options: argparse.Namespace, source: Source) -> bool:
     folder = _folder(options, source)
     try:
         run = experiment.run(options.quick, _Progress(experiment.name))
@@ -213,7 +213,7 @@ def _record(experiment: Experiment, options: argparse.Namespace, source: Source)
     return True
 
 
-def _record_apart(experiment: Experiment, options: argparse.Namespace, source: Source) -> bool:
+def _record_apart(experiment: AnyExperiment, options: argparse.Namespace, source: Source) -> bool:
     """In a process of its own: an error on the GPU ends every later call of its process, and would end the others.
 
     One that hangs is ended, with the compilers or profiler it has started, or the others would never have their turn.
@@ -275,7 +275,7 @@ def _how_to_contribute(recording: Recording) -> str:
     )
 
 
-def _rehearse(experiment: Experiment, options: argparse.Namespace, source: Source) -> bool:
+def _rehearse(experiment: AnyExperiment, options: argparse.Namespace, source: Source) -> bool:
     if experiment.kind == "measured" and os.environ.get("TRITON_INTERPRET") != "1":
         return _rehearse_apart(experiment)
     progress = _Progress(experiment.name)

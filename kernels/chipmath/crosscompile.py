@@ -33,6 +33,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from chipmath.devices import DEVICES, ComputeUnit, Multiprocessor, device
 from chipmath.occupancy import Occupancy, occupancy
@@ -125,20 +126,19 @@ class Binary:
 
         Groups of more threads than the kernel was compiled for cannot launch, and have 0 groups and a ``reason``.
         """
-        if threads is None and self.threads is None:
-            group = device(self.arch).words.group
+        asked, group = self.threads if threads is None else threads, device(self.arch).words.group
+        if asked is None:
             raise ValueError(f"{self.kernel} was compiled for {group}s of any size: pass threads")
         answer = occupancy(
             self.arch,
             **_allocation(self),
             shared_bytes=self.shared_bytes + dynamic_shared_bytes,
-            threads=self.threads if threads is None else threads,
+            threads=asked,
             barriers=self.barriers,
         )
-        if threads is None or self.threads is None or threads <= self.threads:
+        if self.threads is None or asked <= self.threads:
             return answer
-        group = device(self.arch).words.group
-        compiled_for = f"threads={threads}: {self.kernel} was compiled for {group}s of {self.threads} at most"
+        compiled_for = f"threads={asked}: {self.kernel} was compiled for {group}s of {self.threads} at most"
         reason = "; ".join(why for why in (answer.reason, compiled_for) if why)
         limits = answer.limits | {"waves": 0}
         return replace(answer, groups_per_unit=0, waves_per_unit=0, limits=limits, reason=reason)
@@ -151,18 +151,19 @@ def _allocation(binary: Binary) -> dict[str, int]:
     LDS, group size or amdgpu-waves-per-eu (Triton's waves_per_eu) already caps the waves: a kernel that uses 9 VGPRs
     but was told waves_per_eu=2 takes 176, so that never more than 2 waves are resident. The metadata still says 9.
     """
+    unit = device(binary.arch)
     counts = {"registers": binary.registers, "accumulators": binary.accumulators, "scalars": binary.scalars}
-    if binary.arch in NVIDIA_ARCHS:
+    if unit.vendor == "NVIDIA":
         return counts
     charged = occupancy(binary.arch, **counts, threads=1).allocated["registers"]
     if binary.allocated_registers <= charged:
         return counts
-    architectural = min(binary.allocated_registers, device(binary.arch).max_vgprs)
+    architectural = min(binary.allocated_registers, unit.max_vgprs)
     return {
         "registers": architectural,
         "accumulators": binary.allocated_registers - architectural,
         # the least that rounds up to it
-        "scalars": max(binary.scalars, binary.allocated_scalars - device(binary.arch).scalar_granule + 1),
+        "scalars": max(binary.scalars, binary.allocated_scalars - unit.scalar_granule + 1),
     }
 
 
@@ -292,23 +293,29 @@ def _triton_version(triton, backend, code: bytes) -> str:
     revision = backend.hash()
     if ptxas := re.search(r"V(\d+\.\d+\.\d+)", revision):
         return f"Triton {triton.__version__}, ptxas {ptxas[1]}"
-    linker, commit = re.search(r"LLD (\S+) \(\S+ ([0-9a-f]{40})\)", " ".join(_comments(code))).groups()
+    comments = " ".join(_comments(code))
+    linker, commit = _found(r"LLD (\S+) \(\S+ ([0-9a-f]{40})\)", comments, "Triton's code object").groups()
     if generator := re.search(r"-([0-9a-f]{40})", revision):
         return f"Triton {triton.__version__}, AMD LLVM {generator[1][:12]}, LLD {linker} {commit[:12]}"
     return f"Triton {triton.__version__}, LLVM {linker} {commit[:12]}"
 
 
-def _triton_message(fn, error: Exception, printed: str) -> str:
-    """The first thing that went wrong, and where: Triton's front end, else the first error its compilers printed."""
-    if not hasattr(error, "node"):
+def _triton_message(fn, error: Any, printed: str) -> str:
+    """The first thing that went wrong, and where: Triton's front end, else the first error its compilers printed.
+
+    error  an exception of triton.compile, which has no types
+    """
+    from triton.compiler.errors import CompilationError
+
+    if not isinstance(error, CompilationError):
         said = str(error).split("stderr:\n")[-1]  # where Triton quotes ptxas
         return _first_error(printed) or _first_error(said) or said.strip().split("\n")[0]
     lines, first = inspect.getsourcelines(fn.fn)
     first += next(i for i, line in enumerate(lines) if line.lstrip().startswith("def "))  # Triton counts from there
     where = f"{Path(fn.fn.__code__.co_filename).name}:{first + getattr(error.node, 'lineno', 1) - 1}"
-    while hasattr(error.__cause__, "node"):  # in a function that the kernel calls, whose file Triton does not say
+    while isinstance(error.__cause__, CompilationError):  # in a function that it calls, whose file Triton does not say
         error = error.__cause__
-        name = re.match(r"def (\w+)", error.src)[1]
+        name = _found(r"def (\w+)", error.src, "a function of the kernel")[1]
         where += f", line {error.node.lineno} of {name}"
     return f"{where}: {error.error_message}"
 
@@ -355,7 +362,14 @@ def compile_hip(path: str | Path, arch: str, defines: dict[str, object], *, kern
     header = Path(__file__).with_name("mini_hip.h")
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "kernel.hsaco"
-        command = [clang, "-x", "hip", f"--offload-arch={unit.arch}", "--offload-device-only", "--no-gpu-bundle-output"]
+        command: list[str | Path] = [
+            clang,
+            "-x",
+            "hip",
+            f"--offload-arch={unit.arch}",
+            "--offload-device-only",
+            "--no-gpu-bundle-output",
+        ]
         command += ["-nogpulib", "-nogpuinc", "-include", header, "-O3", *_macros(defines)]
         command += ["-save-temps=obj", "-c", "-o", target, Path(path).resolve()]  # keeps the assembly it makes code of
         run_compiler(command, f"{Path(path).name} for {unit.arch}")
@@ -428,6 +442,14 @@ def run_compiler(command: list, what: str) -> str:
     return done.stdout
 
 
+def _found(pattern: str, text: str, where: str) -> re.Match[str]:
+    """What every compiler tried here writes; CompileError where this one wrote something else."""
+    found = re.search(pattern, text, re.MULTILINE)
+    if found is None:
+        raise CompileError(f"{where} has no {pattern}", text)
+    return found
+
+
 ERROR_LINE = re.compile(r"^.*?\b(?:(?:fatal )?error|fatal|LLVM ERROR)(?: #\S+)?\s*: *\S.*$", re.MULTILINE)
 
 
@@ -491,7 +513,7 @@ def _nvdisasm(nvcc: str | None) -> str:
     """NVIDIA's disassembler: the compiler's neighbour first, as it knows the file; then Triton's; then any."""
     folders = [str(Path(nvcc).resolve().parent)] if nvcc else []
     if triton := importlib.util.find_spec("triton"):
-        folders += [f"{folder}/backends/nvidia/bin" for folder in triton.submodule_search_locations]
+        folders += [f"{folder}/backends/nvidia/bin" for folder in triton.submodule_search_locations or ()]
     found = shutil.which("nvdisasm", path=os.pathsep.join(folders)) or find_cuda_tool("nvdisasm")
     if found is None:
         beside = f"beside {nvcc}, which came without it, " if nvcc else ""
@@ -505,7 +527,7 @@ def _nvdisasm(nvcc: str | None) -> str:
 def _libnvrtc() -> Path | None:
     """NVIDIA's run-time compiler, from PyPI's wheels (torch's CUDA builds bring them) or the CUDA toolkit."""
     wheels = importlib.util.find_spec("nvidia")
-    roots = [Path(root) for root in (wheels.submodule_search_locations if wheels else ())]
+    roots = [Path(root) for root in (wheels and wheels.submodule_search_locations) or ()]
     found = [hit for root in roots for hit in sorted(root.glob("*/lib/libnvrtc.so.*"), reverse=True)]
     found += [hit for home in _cuda_homes() for hit in sorted(Path(home).glob("lib64/libnvrtc.so.*"))]
     return next(iter(found), None)
@@ -516,10 +538,10 @@ def _libnvrtc() -> Path | None:
 
 def _nvcc_build(nvcc: str, path: Path, target: str, macros: list[str]) -> tuple[bytes, str, str]:
     """The cubin, the PTX and the compiler's version."""
-    version = re.search(r"V(\d+\.\d+\.\d+)", run_compiler([nvcc, "--version"], "nvcc --version"))[1]
+    version = _found(r"V(\d+\.\d+\.\d+)", run_compiler([nvcc, "--version"], "nvcc --version"), "nvcc --version")[1]
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
-        command = [nvcc, "-x", "cu", f"-gencode=arch=compute_{target},code=sm_{target}", *macros]
+        command: list[str | Path] = [nvcc, "-x", "cu", f"-gencode=arch=compute_{target},code=sm_{target}", *macros]
         command += ["-cubin", "--keep", "--keep-dir", folder, "-o", cubin, path]
         run_compiler(command, f"{path.name} for sm_{target}")
         (ptx,) = Path(folder).glob("*.ptx")
@@ -626,7 +648,7 @@ def _amd_binary(
         barriers=1,
         allocated_registers=8 * ((resources & 63) + 1),  # GRANULATED_WORKITEM_VGPR_COUNT, gfx90a and later
         allocated_scalars=16 * ((resources >> 6 & 15) // 2 + 1),  # GRANULATED_WAVEFRONT_SGPR_COUNT, GFX9
-        compiler_waves_per_simd=int(re.search(r"^; Occupancy: (\d+)", isa, re.MULTILINE)[1]),
+        compiler_waves_per_simd=int(_found(r"^; Occupancy: (\d+)", isa, "LLVM's assembly")[1]),
         isa=isa,
         ptx=None,
         code=code,
@@ -709,7 +731,9 @@ def _static_shared(elf: "_Elf", kernel: str, arch: str) -> int:
     section = elf.sections.get(f".nv.shared.{kernel}")
     if section is None:
         return 0
-    return section.size - (device(arch).shared_reserved_bytes if int(arch[3:]) >= 90 else 0)
+    unit = device(arch)
+    reserved = unit.shared_reserved_bytes if unit.vendor == "NVIDIA" and int(arch[3:]) >= 90 else 0
+    return section.size - reserved
 
 
 def _barriers_of_section(elf: "_Elf", kernel: str) -> int:

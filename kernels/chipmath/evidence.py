@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any, ClassVar
 
@@ -200,7 +200,7 @@ class Computed(Evidence):
 class Compiled(Evidence):
     """A compiler's output for a named chip, as the committed ``recording`` has it."""
 
-    recording: Recording | None = None
+    recording: Recording = field(kw_only=True)
     kind: ClassVar[str] = "compiled"
 
     def __post_init__(self):
@@ -223,7 +223,7 @@ class Compiled(Evidence):
 class Measured(Evidence):
     """Timed or counted on hardware: as a committed ``recording`` has it, or ``live``, by this very process."""
 
-    recording: Recording | None = None
+    recording: Recording = field(kw_only=True)
     live: bool = False
     kind: ClassVar[str] = "measured"
 

@@ -50,10 +50,8 @@ def _describe(properties, *, cuda: str | None, hip: str | None) -> Gpu:
     """A record from torch's device properties; ``hip`` is None in a build for CUDA."""
     from chipmath.on_gpu import chip_name  # which imports torch; without torch there is no GPU
 
-    if hip:
-        vendor, driver, runtime = "AMD", _amd_driver(), f"HIP {hip}"
-    else:
-        vendor, driver, runtime = "NVIDIA", _nvidia_driver(), f"CUDA {cuda}"
+    vendor, runtime = ("AMD", f"HIP {hip}") if hip else ("NVIDIA", f"CUDA {cuda}")
+    driver = _amd_driver() if hip else _nvidia_driver()
     return Gpu(properties.name, vendor, chip_name(properties, hip), properties.total_memory, driver, runtime)
 
 
@@ -103,7 +101,7 @@ _INT, _SIZE, _TEXT = ctypes.c_int, ctypes.c_size_t, ctypes.c_char_p
 _INT_OUT, _HANDLE_OUT, _TEXT_OUT = (ctypes.POINTER(kind) for kind in (_INT, HANDLE, _TEXT))
 
 # Arguments as cuda.h and hip_runtime_api.h declare them; every function returns a status, 0 for success.
-CUDA_SIGNATURES = {
+CUDA_SIGNATURES: dict[str, list] = {
     "cuInit": [ctypes.c_uint],
     "cuDeviceGet": [_INT_OUT, _INT],
     "cuDevicePrimaryCtxRetain": [_HANDLE_OUT, _INT],
@@ -117,7 +115,7 @@ CUDA_SIGNATURES = {
     "cuOccupancyMaxActiveBlocksPerMultiprocessor": [_INT_OUT, HANDLE, _INT, _SIZE],
     "cuGetErrorString": [_INT, _TEXT_OUT],
 }
-HIP_SIGNATURES = {
+HIP_SIGNATURES: dict[str, list] = {
     "hipInit": [ctypes.c_uint],
     "hipGetDevice": [_INT_OUT],
     "hipSetDevice": [_INT],

@@ -40,10 +40,10 @@ def grouped_matmul(a: MXTensor, b: MXTensor, sizes: Iterable[int] | Tensor) -> T
     check_pair(a, b, ndim_b=3)
     sizes = checked_sizes(sizes, groups=len(b.elements), rows=len(a.elements))
     out = torch.empty(sum(sizes), b.elements.shape[1], device=a.elements.device)
-    for part, *of_a, elements, scales in zip(
-        out.split(sizes), a.elements.split(sizes), a.scales.split(sizes), b.elements, b.scales
-    ):
-        part[:] = matmul(MXTensor(*of_a, a.fmt, -1, a.block), MXTensor(elements, scales, b.fmt, -1, b.block))
+    parts = zip(out.split(sizes), a.elements.split(sizes), a.scales.split(sizes), b.elements, b.scales)
+    for part, elements_a, scales_a, elements_b, scales_b in parts:
+        group_a = MXTensor(elements_a, scales_a, a.fmt, -1, a.block)
+        part[:] = matmul(group_a, MXTensor(elements_b, scales_b, b.fmt, -1, b.block))
     return out
 
 

@@ -14,8 +14,10 @@ group had to start at the same SIMD, as Tensile counts, it would be floor(W / ce
 where a group's waves are a multiple of 4 (256, 512, 768, 1024 threads); elsewhere only silicon can decide.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import numpy as np
 
@@ -157,7 +159,7 @@ def register_ceilings(arch: str) -> dict[int, int]:
     unit = device(arch)
     one_wave_each = unit.simds * unit.wave_lanes  # threads, so that groups per unit are waves per SIMD
     registers = np.arange(1, unit.vector_rows_per_simd + 1)
-    accumulators = 0
+    accumulators = np.zeros_like(registers)
     if unit.vendor == "AMD":
         accumulators = np.maximum(registers - unit.max_vgprs, 0)
     waves = occupancy_table(arch, registers=registers - accumulators, accumulators=accumulators, threads=one_wave_each)
@@ -261,8 +263,10 @@ def _wave_reason(unit: ComputeUnit | Multiprocessor, allocated, request):
     )
 
 
+Rule = Callable[..., Any]  # on whole numbers, on arrays and on the explorer's symbols alike
+
 # Of each vendor: demands, limits, reasons.
-RULES = {
+RULES: dict[str, tuple[Rule, Rule, Rule]] = {
     "AMD": (_amd_demands, _amd_limits, _amd_reasons),
     "NVIDIA": (_nvidia_demands, _nvidia_limits, _nvidia_reasons),
 }

@@ -27,10 +27,11 @@ def leave(main: Callable[[], int]) -> NoReturn:
     sys.exit(status)
 
 
-def run_group(command: list[str], *, timeout: float, **options: Any) -> subprocess.CompletedProcess:
+def run_group(command: list[str], *, timeout: float | None, **options: Any) -> subprocess.CompletedProcess:
     """`subprocess.run` without ``check``, for a program that starts others: what ends the waiting ends all of them.
 
-    timeout  seconds; then subprocess.TimeoutExpired, as from `subprocess.run`, which would end the program alone
+    timeout  seconds, or None: no limit. Then subprocess.TimeoutExpired, as from `subprocess.run`, which would end the
+             program alone
     options  of `subprocess.Popen`
     """
     with subprocess.Popen(command, start_new_session=True, **options) as process:

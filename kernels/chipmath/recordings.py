@@ -210,7 +210,9 @@ def _matches(pattern: str):
 
 
 def _is_columns(value: Any) -> bool:
-    return isinstance(value, list) and value and all(map(_matches(r"\w+"), value)) and len(set(value)) == len(value)
+    if not isinstance(value, list) or not value:
+        return False
+    return all(map(_matches(r"\w+"), value)) and len(set(value)) == len(value)
 
 
 def _is_versions(value: Any) -> bool:

@@ -27,6 +27,7 @@ from chipmath.experiments import (
     training_cpu,
 )
 from chipmath.experiments.experiment import (
+    AnyExperiment,
     CompiledExperiment,
     ComputedExperiment,
     Experiment,
@@ -41,6 +42,7 @@ from chipmath.experiments.experiment import (
 
 __all__ = [
     "EXPERIMENTS",
+    "AnyExperiment",
     "CompiledExperiment",
     "ComputedExperiment",
     "Experiment",
@@ -81,4 +83,6 @@ MEASURED = (  # in the order in which they run: what the book needs most comes b
     training.EXPERIMENT,
 )
 COMPUTED = (training_cpu.EXPERIMENT,)
-EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (*COMPILED, *MEASURED, *COMPUTED)}
+EXPERIMENTS: dict[str, AnyExperiment] = {
+    experiment.name: experiment for experiment in (*COMPILED, *MEASURED, *COMPUTED)
+}

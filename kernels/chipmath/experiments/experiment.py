@@ -5,9 +5,9 @@ predict, or whether its code has changed, on any machine.
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from chipmath.crosscompile import CompileError
 from chipmath.experiments.here import (
@@ -55,7 +55,6 @@ class Experiment:
     keys: dict[str, str]
     values: dict[str, str]
     kind: ClassVar[str] = ""
-    longest_seconds = None  # however long it takes; only measured ones may hang
 
     @property
     def columns(self) -> list[str]:
@@ -90,7 +89,8 @@ class CompiledExperiment(Experiment):
     cases: tuple[Row, ...]
     quick_cases: tuple[Row, ...]
     compile_case: Callable[..., Row]
-    kind: ClassVar[str] = "compiled"
+    kind: ClassVar[Literal["compiled"]] = "compiled"
+    longest_seconds: ClassVar[None] = None  # however long it takes; only measured ones may hang
 
     def run(self, quick: bool, progress: Progress) -> Run:
         """Compile every case, or the quick ones."""
@@ -127,7 +127,8 @@ class ComputedExperiment(Experiment):
     """
 
     compute: Callable[[bool, Progress], tuple[dict[str, Any], list[Row]]]
-    kind: ClassVar[str] = "computed"
+    kind: ClassVar[Literal["computed"]] = "computed"
+    longest_seconds: ClassVar[None] = None
 
     def run(self, quick: bool, progress: Progress) -> Run:
         """Compute all of it, or a form that takes seconds."""
@@ -171,7 +172,7 @@ class MeasuredExperiment(Experiment):
     predicted_from: tuple[str, ...] = ()
     longest_seconds: int = 180
     unavailable: Callable[[], str] = str
-    kind: ClassVar[str] = "measured"
+    kind: ClassVar[Literal["measured"]] = "measured"
 
     def run(self, quick: bool, progress: Progress) -> Run:
         """Measure on the GPU that is here."""
@@ -197,6 +198,9 @@ class MeasuredExperiment(Experiment):
         return Run(device_record(STAND_IN, None, None), software_record(STAND_IN), method, rows)
 
 
+AnyExperiment = CompiledExperiment | ComputedExperiment | MeasuredExperiment
+
+
 def _require_torch(name: str) -> None:
     if importlib.util.find_spec("torch") is None:
         raise ExperimentError(f"{name} needs torch, which is not installed: https://pytorch.org/get-started")
@@ -210,9 +214,9 @@ def describe(case: Row) -> str:
     return ", ".join(words.values())
 
 
-def compilers(texts) -> dict[str, str]:
+def compilers(texts: Iterable[str]) -> dict[str, str | None]:
     """Name and version of each compiler that `Binary.compiler` strings tell of; each differs by its first version."""
-    found = {}
+    found: dict[str, str | None] = {}
     for text in sorted(set(texts)):
         words = text.split(",")[0].split()
         name = next(known for known in ("TVM", "LLVM", "Triton", "clang", "nvcc", "NVRTC") if known in words)

@@ -60,8 +60,8 @@ def _nvidia_clock(name: str) -> float | None:
         return None
     command = ["nvidia-smi", "--query-gpu=name,clocks.sm", "--format=csv,noheader,nounits"]
     lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
-    clocks = [line.rpartition(",") for line in lines]
-    clocks = [mhz.strip() for gpu_name, _, mhz in clocks if gpu_name.strip() == name]
+    parts = [line.rpartition(",") for line in lines]
+    clocks = [mhz.strip() for gpu_name, _, mhz in parts if gpu_name.strip() == name]
     # Of several equal cards one cannot tell which is torch's.
     return float(clocks[0]) * 1e6 if len(clocks) == 1 and clocks[0].isdigit() else None
 
