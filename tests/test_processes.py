@@ -84,6 +84,22 @@ def test_a_group_within_a_group_ends_too(tmp_path):
     assert ends(sleeper)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_command_has_no_traceback(tmp_path, number):
+    program = (
+        "import pathlib, signal, sys, time; from chipmath.processes import leave\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have switched it off\n"
+        "def main():\n    pathlib.Path(sys.argv[1]).write_text('1')\n    time.sleep(600)\nleave(main)\n"
+    )
+    command = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "told")], env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    number_in(tmp_path / "told")
+    command.send_signal(number)
+    assert command.communicate(timeout=60)[1] == "interrupted\n"
+    assert command.returncode == 130
+
+
 def test_time_runs_out():
     with pytest.raises(subprocess.TimeoutExpired, match="timed out"):
         run_group([sys.executable, "-c", OBEDIENT], timeout=0.05)

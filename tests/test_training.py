@@ -479,6 +479,10 @@ def test_breaking_point():
     assert breaking_point([0, 4, 8], [25, 21, 24]) is None, "it recovered"
     assert breaking_point([0, 4, 8], [25, 24, math.nan]) == 8, "NaN is no signal"
     assert breaking_point([0, 4, 8], [25, 24, 23]) is None
+    with pytest.raises(ValueError, match="2 exponents and 1 SQNRs"):
+        breaking_point([0, 4], [25.0])
+    with pytest.raises(ValueError, match="0 exponents and 0 SQNRs"):
+        breaking_point([], [])
 
 
 def test_gradients_of_each_recipe_against_fp32():

@@ -24,6 +24,9 @@ def leave(main: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own flush fails at the end
         status = 128 + signal.SIGPIPE
+    except KeyboardInterrupt:  # where the command itself has nothing more to say
+        print("interrupted", file=sys.stderr)
+        status = 128 + signal.SIGINT
     sys.exit(status)
 
 

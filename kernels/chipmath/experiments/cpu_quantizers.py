@@ -11,14 +11,12 @@ named.
 import argparse
 import importlib.util
 import os
-import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,6 +24,7 @@ from torch import Tensor
 
 from chipmath import quantize, quantize_cpu
 from chipmath.experiments.experiment import ExperimentError
+from chipmath.experiments.here import cpu_record
 from chipmath.experiments.timing import Spread, host_stopwatch, spread, take_turns
 from chipmath.formats import E4M3, E8M0, FLOAT32_BIAS, FRACTION_BITS, INFINITY, MAGNITUDE, normalize
 from chipmath.processes import leave
@@ -213,13 +212,6 @@ def run_here(options: argparse.Namespace) -> None:
         print(f"not measured, for lack of: {', '.join(missing)}")
 
 
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -235,7 +227,8 @@ def main(arguments: list[str] | None = None) -> int:
         run_here(options)
         return 0
     versions = [f"{name} {version(name)}" for name in ("torch", "numba", "torchao") if importlib.util.find_spec(name)]
-    print(f"{_cpu_name()}, {torch.get_num_threads()} threads of torch; {', '.join(versions)}", flush=True)
+    cpu = cpu_record()
+    print(f"{cpu['name']}, {cpu['threads']} threads of torch; {', '.join(versions)}", flush=True)
     plain = {name: value for name, value in os.environ.items() if name not in {*KEEP_MEMORY, "GOMP_SPINCOUNT"}}
     failed = 0
     for name, variables in SETTINGS.items():

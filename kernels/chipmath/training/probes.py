@@ -89,7 +89,13 @@ def split_difference(model: GPT, tokens: Tensor, targets: Tensor, recipe: Recipe
 
 
 def breaking_point(exponents: list[int], sqnr: list[float]) -> int | None:
-    """The first dial setting from which on the gradient stays ``BROKEN_DB`` below the first; None if it never does."""
+    """The first dial setting from which on the gradient stays ``BROKEN_DB`` below the first; None if it never does.
+
+    exponents  of the dial, rising
+    sqnr       in decibels, one for each; NaN counts as broken
+    """
+    if not sqnr or len(exponents) != len(sqnr):
+        raise ValueError(f"{len(exponents)} exponents and {len(sqnr)} SQNRs: as many of each, and one at least")
     broken = [not value >= sqnr[0] - BROKEN_DB for value in sqnr]  # NaN is not at least anything
     whole = max((i for i, is_broken in enumerate(broken) if not is_broken), default=-1)
     return exponents[whole + 1] if whole + 1 < len(exponents) else None
