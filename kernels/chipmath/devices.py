@@ -30,9 +30,9 @@ GIB = 1024 * MIB
 class Words:
     """What a vendor calls the three things that one name serves for in this package: unit, group and wave."""
 
-    unit: str
-    group: str
-    wave: str
+    unit: str  # "CU" or "SM"
+    group: str  # "workgroup" or "block"
+    wave: str  # "wave" or "warp"
 
 
 @dataclass(frozen=True)
