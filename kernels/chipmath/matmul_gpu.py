@@ -388,10 +388,14 @@ class _Launch:
         self.m, self.n, self.k = len(a.elements), n, a.elements.shape[1]
         most = INT32_MAX // max(self.tile_m, self.tile_n)
         if max(self.n, self.k) > most:
-            raise ValueError(f"N = {n}, K = {self.k}: route {route} takes {most} at most, as offsets in a tile are int32")
+            raise ValueError(
+                f"N = {n}, K = {self.k}: route {route} takes {most} at most, as offsets in a tile are int32"
+            )
         self.tiles = tile_table(sizes, self.tile_m)
         firsts = range(0, n, self.tile_n)
-        self.columns = torch.tensor([n * group + first for group in range(len(sizes)) for first in firsts], dtype=torch.int64)
+        self.columns = torch.tensor(
+            [n * group + first for group in range(len(sizes)) for first in firsts], dtype=torch.int64
+        )
         self.grid = (len(self.tiles) * len(firsts),)
 
     def by_row_tile(self, scales: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ def fp16_relative(
     a, a_scales, a_exponents, b, b_scales, b_exponents, c, tiles, tiles_m, N, K, a_width, b_width,
     TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, EVEN_K: tl.constexpr, FOUR_BYTES: tl.constexpr,
 ):  # fmt: skip
-    """Scales by tile, relative to 2**exponent of the row, zeros up to a whole step; a_width, b_width: how many of a block.
+    """Scales by tile, relative to 2**exponent of the row and zeros up to a whole step; a_width, b_width for each block.
 
     Exponents are int32, by tile. An element times its relative scale is a float16, exactly
     (`chipmath.matmul_gpu.relative_scales`). The rows' own powers of two are put back once, at the end.

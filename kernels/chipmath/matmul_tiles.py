@@ -1,8 +1,8 @@
 """The tile of each kernel route: (M, N, K), warps, stages. Fixed, so that no measurement tunes anything.
 
-Chosen from the compiler's table (experiment gemm_routes), for sm_90 and gfx950: of the tiles that spill nothing, by
-Triton 3.6 and 3.9, the one whose busiest unit needs the fewest clocks. On sm_90 that unit is shared memory, and a larger
-tile asks less of it. Which of the runners-up is faster takes a GPU to say: experiment gemm_speed times them.
+Chosen from the compiler's table (experiment gemm_routes). gfx950: the largest that spills nothing, as a larger tile
+reads an element less often. sm_90: of those that spill nothing, by Triton 3.6 and 3.9, the one that takes the fewest
+clocks by `gemm_routes.least_clocks`. Whether a runner-up is faster takes a GPU to say: experiment gemm_speed times them.
 """
 
 from chipmath.devices import device

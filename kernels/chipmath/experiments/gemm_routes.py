@@ -175,14 +175,15 @@ def compile_case(arch, route, tile_m, tile_n, tile_k, num_warps, num_stages) -> 
     return step(compile_route(arch, route, tile, num_warps, num_stages), tile, num_warps)
 
 
-def _case(arch: str, route: str, tile: tuple[int, int, int], num_warps: int, num_stages: int) -> Row:
+def case_of(arch: str, route: str, tile: tuple[int, int, int], num_warps: int, num_stages: int) -> Row:
+    """The keys of a row."""
     names = ("arch", "route", "tile_m", "tile_n", "tile_k", "num_warps", "num_stages")
     return dict(zip(names, (arch, route, *tile, num_warps, num_stages)))
 
 
 def chosen(arch: str, route: str) -> Row:
     """The keys of the tile that `chipmath.matmul_gpu` launches."""
-    return _case(arch, route, *tile_of(route, arch))
+    return case_of(arch, route, *tile_of(route, arch))
 
 
 EXPERIMENT = CompiledExperiment(
@@ -224,7 +225,7 @@ EXPERIMENT = CompiledExperiment(
     },
     cases=(
         *(chosen(arch, route) for route in KERNEL_ROUTES for arch in ARCHS[route]),
-        *(_case("sm_90", route, *its) for route in KERNEL_ROUTES for its in RUNNERS_UP[route] + ALSO_RAN[route]),
+        *(case_of("sm_90", route, *its) for route in KERNEL_ROUTES for its in RUNNERS_UP[route] + ALSO_RAN[route]),
     ),
     quick_cases=tuple(chosen("sm_90", route) for route in KERNEL_ROUTES),
     compile_case=compile_case,
