@@ -239,14 +239,14 @@ def test_chips_without_a_route_are_refused_by_name(route, arch, monkeypatch):
         matmul_gpu.matmul(A, A, route)
 
 
-@pytest.mark.parametrize("route", ["dot_scaled", "fp16_relative"])
+@pytest.mark.parametrize(("route", "arch"), matmul_gpu.NEED_TRITON_3_9)
 @pytest.mark.parametrize(("release", "refused"), [((3, 8), True), ((3, 9), False)])
-def test_old_triton_has_no_kernel_for_cdna3(route, release, refused, monkeypatch):
-    monkeypatch.setattr(matmul_gpu, "_arch", lambda where: "gfx942")
+def test_old_triton_has_no_kernel_for_some_chips(route, arch, release, refused, monkeypatch):
+    monkeypatch.setattr(matmul_gpu, "_arch", lambda where: arch)
     monkeypatch.setattr(matmul_gpu, "_triton_release", lambda: release)
     monkeypatch.setitem(matmul_gpu._PLANS, route, lambda *a: lambda: "ran")
     if refused:
-        with pytest.raises(ValueError, match=rf"{route} needs Triton 3\.9 or later on gfx942, this is 3\.8"):
+        with pytest.raises(ValueError, match=rf"{route} needs Triton 3\.9 or later on {arch}, this is 3\.8"):
             matmul_gpu.matmul(A, A, route)
     else:
         assert matmul_gpu.matmul(A, A, route) == "ran"
@@ -413,7 +413,7 @@ def test_chips_have_tiles_of_their_own_or_their_vendors():
 
 
 def test_scales_by_tile_are_in_the_order_of_programs():
-    """Groups of 3, 0 and 2 rows in tiles of 2: what exceeds a group is never used, and never read from beyond the end."""
+    """Groups of 3, 0 and 2 rows in tiles of 2: what exceeds a group is never used, nor read from beyond the end."""
     scales = torch.arange(10.0).view(5, 2)
     assert matmul_gpu._by_tile(scales, tile_table([3, 0, 2], 2)[:, 1], 2).tolist() == [
         [0, 2, 4, 6, 6, 8],

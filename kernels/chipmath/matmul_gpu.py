@@ -44,6 +44,9 @@ ROUTE_ARCHS = {
     "folded_cublas": ("sm_90",),  # torch: BlockWise1x128 on both sides; compute capability 9, cublasLt 12.9 or later
     "dequantize_cublas": ("gfx942", *NATIVE_SCALES, "sm_80", "sm_86", "sm_89", "sm_90"),
 }
+# 3.6 converts FP8 with an instruction of gfx950, and has no dot_scaled with two scales for gfx942. For sm_89 it
+# converts FP16 to BF16 with an instruction of sm_90.
+NEED_TRITON_3_9 = (("dot_scaled", "gfx942"), ("fp16_relative", "gfx942"), ("dot_scaled", "sm_89"))
 ROUTES = tuple(ROUTE_ARCHS)
 KERNEL_ROUTES = ("dot_scaled", "fp16_relative", "folded_128")
 FOLDED_BLOCK = 128
@@ -253,10 +256,9 @@ def _check_route(a: MXTensor, b: MXTensor, route: str) -> None:
         raise ValueError(
             f"route folded_cublas needs a torch with torch.nn.functional.scaled_mm, this is {torch.__version__}"
         )
-    if arch == "gfx942" and route in KERNEL_ROUTES and _triton_release() < (3, 9):
-        # 3.6 converts FP8 with an instruction of gfx950, and has no dot_scaled with two scales for gfx942.
+    if (route, arch) in NEED_TRITON_3_9 and _triton_release() < (3, 9):
         raise ValueError(
-            f"route {route} needs Triton 3.9 or later on gfx942, this is {'.'.join(map(str, _triton_release()))}"
+            f"route {route} needs Triton 3.9 or later on {arch}, this is {'.'.join(map(str, _triton_release()))}"
         )
 
 
