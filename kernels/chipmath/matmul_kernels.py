@@ -112,9 +112,9 @@ def _put_back(total, a_exponents, b_exponents):
     No half is beyond it: exponents lie between -135 and 127, and one half rounds a down and b up, the other the
     reverse. Where a half is below 2**-126, the result is 0 anyway.
     """
-    a, b = a_exponents[:, None], b_exponents[None, :]
-    total *= _power(a >> 1) * _power(b - (b >> 1))
-    return total * (_power(a - (a >> 1)) * _power(b >> 1))
+    a_low, b_low = a_exponents >> 1, b_exponents >> 1
+    total = total * _power(a_low)[:, None] * _power(b_exponents - b_low)[None, :]
+    return total * (_power(a_exponents - a_low)[:, None] * _power(b_low)[None, :])
 
 
 @triton.jit
