@@ -2,7 +2,7 @@
 
 Chosen from the compiler's table (experiment gemm_routes). gfx950: the largest that spills nothing, as a larger tile
 reads an element less often. sm_90: of those that spill nothing in their loop, by Triton 3.6 and 3.9, the one that takes
-the fewest clocks by `gemm_routes.least_clocks`. Whether a runner-up is faster takes a GPU to say: gemm_speed times them.
+the fewest clocks by `gemm_routes.least_clocks`. Whether a runner-up is faster takes a GPU to say: gemm_speed times it.
 """
 
 from chipmath.devices import device
