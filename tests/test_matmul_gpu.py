@@ -393,6 +393,19 @@ def test_what_is_loaded_in_time_and_what_is_not():
     assert hopper["folded_128"]["alone_shared_clocks"] == 0
 
 
+def test_in_another_order_of_k_registers_get_a_by_ldmatrix(monkeypatch):
+    tile = tile_of("fp16_relative", "sm_90")
+    loops = {}
+    for chosen in (False, True):
+        monkeypatch.setattr(gemm_routes, "constants_of", lambda route, arch, chosen=chosen: {"FOUR_BYTES": chosen})
+        loops[chosen] = gemm_routes.loop(gemm_routes.compile_route("sm_90", "fp16_relative", *tile).isa)
+    counts = {
+        chosen: [len(re.findall(rf"\b{op}\b", body)) for op in ("LDS.U16", "LDSM")] for chosen, body in loops.items()
+    }
+    assert counts == {False: [32, 0], True: [0, 4]}
+    assert gemm_routes.shared_clocks(loops[True], 4) < 0.95 * gemm_routes.shared_clocks(loops[False], 4)
+
+
 def test_a_tile_of_ones_own(monkeypatch):
     monkeypatch.setattr(matmul_gpu, "_arch", lambda where: "sm_90")
     monkeypatch.setattr(matmul_gpu._Launch, "__call__", lambda self, *a: lambda: (self.tile_m, self.num_warps))
