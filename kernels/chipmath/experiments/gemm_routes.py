@@ -36,7 +36,7 @@ ALSO_RAN: dict[str, tuple[Tile, ...]] = {
 
 MULTIPLICATION = r"^(HMUL|HFMA|FMUL|FFMA|FADD|v_(pk_)?(mul|fma|fmac|add)_f)"
 SHARED_BYTES_PER_CLOCK = 128  # CUDA guide: 32 banks, each of which serves 32 bits a clock
-SHARED = re.compile(r"\b(LDS|STS|LDSM|STSM|LDGSTS)((?:\.\w+)*)")
+SHARED = re.compile(r"\b(LDS|STS|LDSM|STSM|LDGSTS)\b((?:\.\w+)*)")
 NEVER = re.compile(r"^.*@!PT .*$", re.MULTILINE)  # never executed: ptxas writes such loads before a fence
 PRODUCT_WAIT = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x\w+)")
 WGMMA = re.compile(r"\b([HQ])GMMA\.64x(\d+)x(\d+)\S* R\d+, (gdesc)?")
