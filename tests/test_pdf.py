@@ -33,6 +33,13 @@ def test_every_article_is_in_the_pdf_with_numbers_and_figures(text):
             assert caption.get_text(strip=True) in plain
 
 
+def test_tables_that_the_screen_folds_are_on_paper(text):
+    plain = re.sub(r"\s+", " ", text)
+    captions = [tag.get_text() for article in ARTICLES for tag in soup_of(article).select(".tag_hide-cell caption")]
+    assert captions
+    assert not [caption for caption in captions if " ".join(caption.split()[:5]) not in plain]
+
+
 def test_nothing_is_raw_or_of_the_screen_only(text):
     assert not re.search(r"\\(frac|lfloor|text|mathbb|le)\b", text)  # TeX that MathJax did not draw
     for control in ("Copy to clipboard", "Show code cell source", "Skip to main content"):

@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 from docutils import nodes
 from docutils.statemachine import StringList
+from mdit_py_plugins.wordcount import basic_count
 from sphinx.errors import ExtensionError
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective, SphinxRole
@@ -29,11 +30,25 @@ class PendingReadingTime(nodes.Element):
 
 
 class ReadingTimeRole(SphinxRole):
-    """``{reading-time}`page```: minutes to read a page's prose, from MyST's own word count."""
+    """``{reading-time}`page```: minutes to read a page's prose, dropdowns closed, from MyST's own word count."""
 
     def run(self):
         """Leave a placeholder: the other page may not have been read yet."""
         return [PendingReadingTime("", docname=quote_page(self.env, self.text), line=self.lineno)], []
+
+
+def leave_out_folded_words(app, doctree):
+    """Take the words in dropdowns out of MyST's count: the reading time is that of the main line."""
+    count = app.env.metadata[app.env.docname].get("wordcount")
+    dropdowns = [box for box in doctree.findall(nodes.container) if box.get("design_component") == "dropdown"]
+    folded = [part for box in dropdowns for part in box.children if not isinstance(part, nodes.rubric)]  # the title
+    texts = [text for part in folded for text in part.findall(nodes.Text)]
+    if texts:
+        words = sum(
+            basic_count(text) for text in texts if not isinstance(text.parent, nodes.literal | nodes.literal_block)
+        )
+        count["words"] -= words
+        count["minutes"] = round(count["words"] / app.config.myst_words_per_minute)
 
 
 class FillReadingTimes(SphinxPostTransform):
@@ -110,10 +125,11 @@ def setup(app):
     badges.setup(app)
     app.connect("html-page-context", date_page)
     head.setup(app)
+    app.connect("doctree-read", leave_out_folded_words)
     app.add_role("reading-time", ReadingTimeRole())
     app.add_directive("corrections", Corrections)
     app.add_node(PendingReadingTime)
     app.add_post_transform(FillReadingTimes)
     # MathJax comes from here, not from _static/, whose scripts Jupyter Book loads on every page.
     app.config.html_static_path.append(str(Path(app.srcdir) / "_vendor"))
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    return {"version": "1", "env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}

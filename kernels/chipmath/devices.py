@@ -128,7 +128,7 @@ class Multiprocessor:
     shared_reserved_bytes: int = 1 * KIB  # in every block, for the driver (guide: "Shared Memory" of 8.x and later)
     max_barriers_per_group: int = 16  # barriers 0 to 15 (PTX ISA: barrier)
     max_threads_per_group: int = 1024  # (guide)
-    vector_lanes_per_clock: int = 128  # one instruction of a warp on each sub-partition (guide: "Multithreading")
+    vector_lanes_per_clock: int = 128  # an instruction of a warp on each sub-partition (guide: "Architecture", 8.x on)
 
     vendor = "NVIDIA"
 
@@ -285,9 +285,9 @@ PRODUCTS = {
     "B200": Product(
         "NVIDIA B200",
         "sm_100",
-        source="NVIDIA HGX B200 data sheet (bandwidth); cudaDeviceProp.multiProcessorCount (SMs); "
+        source="NVIDIA Blackwell data sheet, HGX B200 (bandwidth); cudaDeviceProp.multiProcessorCount (SMs); "
         "1965 MHz is the clock that public benchmark logs name, for want of a document",
-        hbm_bytes_per_s=8.0e12,
+        hbm_bytes_per_s=7.7e12,
         units=148,
         matrix_clock_hz=None,
         vector_clock_hz=1.965e9,
