@@ -300,6 +300,9 @@ FLOATING = [
     ("v_maximum3_f32 v3, 1.0, v1, 2.0", [*floats(INF), 0xFFC00000], [*floats(INF), 0xFFC00000]),
     ("v_cmp_o_f32_e32 vcc, v1, v1; v_cndmask_b32_e64 v3, 1, 2, vcc", floats(NAN, INF), [1, 2]),
     ("v_cmp_u_f32_e32 vcc, v1, v1; v_cndmask_b32_e64 v3, 1, 2, vcc", floats(NAN, INF), [2, 1]),
+    # 1 + 2**-11 is a tie, down to even; 65520 rounds beyond the largest; 2**-24 is the least; 2**-25 is a tie, to 0
+    ("v_cvt_f16_f32_e32 v3, v1", [0x3F801000, 0x477FF000, 0x33800000, 0x33000000], [0x3C00, 0x7C00, 1, 0]),
+    ("v_cvt_pk_f16_f32 v3, v1, 1.0", [0x3F803000, 0xC2C80000], [0x3C003C02, 0x3C00D640]),
     ("v_cvt_pk_bf16_f32 v3, v1, 1.0", [0x3F808000, 0x3F818000, 0x7F7FFFFF, 0xFF800001],
      [0x3F803F80, 0x3F803F82, 0x3F807F80, 0x3F80FFC0]),
     ("v_mov_b32_e32 v4, 1.0; v_fmac_f32_e32 v4, v1, v1; v_sub_f32_e32 v3, v4, v1", floats(2.0), floats(3.0)),

@@ -253,6 +253,21 @@ def test_shuffles(mode, expected):
     assert got[32:36] == [each + 32 for each in expected]
 
 
+@pytest.mark.parametrize("transposed", ["store", "load", "both", "neither"])
+def test_a_matrix_of_eight_rows_stored_and_loaded(transposed):
+    """A lane has elements 2 lane and 2 lane + 1 in the order of rows; one .trans turns the matrix, and two do not."""
+    store, load = (".trans" if transposed in (which, "both") else "" for which in ("store", "load"))
+    body = f"""
+	shl.b32 %r4, %r1, 4;
+	stmatrix.sync.aligned.m8n8.x1{store}.shared.b16 [%r4], {{%r2}};
+	bar.sync 0;
+	ldmatrix.sync.aligned.m8n8.x1{load}.shared.b16 {{%r3}}, [%r4];"""
+    matrix = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    expected = matrix.T if transposed in ("store", "load") else matrix
+    got = np.array(results(body, matrix.reshape(-1).view(np.uint32), shared_bytes=512), np.uint32)
+    assert got.view(np.uint16).reshape(8, 8).tolist() == expected.tolist()
+
+
 def test_diverged_threads_take_their_own_ways_and_meet():
     body = """
 	setp.lt.u32 %p1, %r1, 2;

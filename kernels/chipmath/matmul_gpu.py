@@ -26,10 +26,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from chipmath.devices import device
 from chipmath.formats import E4M3, E5M2, E8M0, ElementFormat, float32_bits
 from chipmath.matmul import check_pair, checked_sizes
-from chipmath.matmul_tiles import TILES
+from chipmath.matmul_tiles import Tile, constants_of, tile_of
 from chipmath.on_gpu import arch_of, require_triton
 from chipmath.quantize import MXTensor
 
@@ -45,11 +44,16 @@ ROUTE_ARCHS = {
     "folded_cublas": ("sm_90",),  # torch: BlockWise1x128 on both sides; compute capability 9, cublasLt 12.9 or later
     "dequantize_cublas": ("gfx942", *NATIVE_SCALES, "sm_80", "sm_86", "sm_89", "sm_90"),
 }
+# 3.6 converts FP8 with an instruction of gfx950, and has no dot_scaled with two scales for gfx942. For sm_89 it
+# converts FP16 to BF16 with an instruction of sm_90.
+NEED_TRITON_3_9 = (("dot_scaled", "gfx942"), ("fp16_relative", "gfx942"), ("dot_scaled", "sm_89"))
 ROUTES = tuple(ROUTE_ARCHS)
+KERNEL_ROUTES = ("dot_scaled", "fp16_relative", "folded_128")
 FOLDED_BLOCK = 128
 DEQUANTIZED_BLOCKS = 64  # a program: 16 elements of 128 threads each
 # Only whole products of two scales that are normal float32 numbers are put back exactly.
 FLOAT32_EXPONENTS = (-126, 127)
+INT32_MAX = 2**31 - 1
 FLOAT16_LOWEST, FLOAT16_HIGHEST = -24, 15  # exponents of the smallest subnormal and the largest normal number
 
 
@@ -67,11 +71,18 @@ def grouped_matmul(a: MXTensor, b: MXTensor, sizes: Sequence[int] | Tensor, rout
     return grouped_plan(a, b, sizes, route)()
 
 
-def plan(a: MXTensor, b: MXTensor, route: str) -> Callable[[], Tensor]:
-    """Checks and conversions of a route, done once; what is returned multiplies, into a new tensor each time."""
+def plan(a: MXTensor, b: MXTensor, route: str, *, tile: Tile | None = None) -> Callable[[], Tensor]:
+    """Checks and conversions of a route, done once; what is returned multiplies, into a new tensor each time.
+
+    tile  another than the route's own, as `chipmath.matmul_tiles` writes them: for comparisons
+    """
     check_pair(a, b, ndim_b=2)
     _check_route(a, b, route)
-    return _PLANS[route](a, b, len(b.elements), [len(a.elements)])
+    if tile is None:
+        return _PLANS[route](a, b, len(b.elements), [len(a.elements)])
+    if route not in KERNEL_ROUTES:
+        raise ValueError(f"tile = {tile}: route {route} has no kernel of ours")
+    return _PLANS[route](a, b, len(b.elements), [len(a.elements)], tile)
 
 
 def grouped_plan(a: MXTensor, b: MXTensor, sizes: Sequence[int] | Tensor, route: str) -> Callable[[], Tensor]:
@@ -245,10 +256,9 @@ def _check_route(a: MXTensor, b: MXTensor, route: str) -> None:
         raise ValueError(
             f"route folded_cublas needs a torch with torch.nn.functional.scaled_mm, this is {torch.__version__}"
         )
-    if arch == "gfx942" and (route, "AMD") in TILES and _triton_release() < (3, 9):
-        # 3.6 converts FP8 with an instruction of gfx950, and has no dot_scaled with two scales for gfx942.
+    if (route, arch) in NEED_TRITON_3_9 and _triton_release() < (3, 9):
         raise ValueError(
-            f"route {route} needs Triton 3.9 or later on gfx942, this is {'.'.join(map(str, _triton_release()))}"
+            f"route {route} needs Triton 3.9 or later on {arch}, this is {'.'.join(map(str, _triton_release()))}"
         )
 
 
@@ -265,24 +275,40 @@ def _triton_release() -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _plan_dot_scaled(a: MXTensor, b: MXTensor, n: int, sizes: list[int]) -> Callable[[], Tensor]:
+def _plan_dot_scaled(
+    a: MXTensor, b: MXTensor, n: int, sizes: list[int], tile: Tile | None = None
+) -> Callable[[], Tensor]:
     if _arch(a.elements.device) not in NATIVE_SCALES:
         for name, operand in (("a", a), ("b", b)):
             _check_exponents(name, operand, bf16_scales(operand.fmt), "dot_scaled")
+    launch = _Launch("dot_scaled", a, b, n, sizes, tile)
     operands = [_fp8(a), a.scales.contiguous(), _fp8(b), b.scales.contiguous()]
-    formats = {"A_FORMAT": DOT_SCALED_NAMES[a.fmt], "B_FORMAT": DOT_SCALED_NAMES[b.fmt]}
-    return _launch("dot_scaled", operands, n, sizes, formats)
+    return launch(operands, {"A_FORMAT": DOT_SCALED_NAMES[a.fmt], "B_FORMAT": DOT_SCALED_NAMES[b.fmt]})
 
 
-def _plan_fp16_relative(a: MXTensor, b: MXTensor, n: int, sizes: list[int]) -> Callable[[], Tensor]:
-    return _launch("fp16_relative", [_fp8(a), *relative_scales(a), _fp8(b), *relative_scales(b)], n, sizes)
+def _plan_fp16_relative(
+    a: MXTensor, b: MXTensor, n: int, sizes: list[int], tile: Tile | None = None
+) -> Callable[[], Tensor]:
+    launch = _Launch("fp16_relative", a, b, n, sizes, tile)
+    operands, widths = [], []
+    for operand, by_tile in ((a, launch.by_row_tile), (b, launch.by_column_tile)):
+        relative, exponents = relative_scales(operand)
+        steps = -relative.shape[1] % (launch.tile_k // operand.block)
+        scales = by_tile(torch.nn.functional.pad(relative.float(), (0, steps)))
+        operands += [_fp8(operand), scales, by_tile(exponents[:, None])]
+        widths.append(scales.shape[1])
+    return launch(operands, constants_of("fp16_relative", launch.arch), widths)
 
 
-def _plan_folded_128(a: MXTensor, b: MXTensor, n: int, sizes: list[int]) -> Callable[[], Tensor]:
+def _plan_folded_128(
+    a: MXTensor, b: MXTensor, n: int, sizes: list[int], tile: Tile | None = None
+) -> Callable[[], Tensor]:
     a, b = fold(a), fold(b)
     _check_scale_products(a, b, "folded_128")
-    operands = [_fp8(a), _columns(a.scales), _fp8(b), _columns(b.scales)]
-    return _launch("folded_128", operands, n, sizes, tail=[len(a.elements), len(b.elements)])
+    launch = _Launch("folded_128", a, b, n, sizes, tile)
+    scales = launch.by_row_tile(E8M0.decode(a.scales)), launch.by_column_tile(E8M0.decode(b.scales))
+    operands = [_fp8(a), scales[0], _fp8(b), scales[1]]
+    return launch(operands, {}, [each.shape[1] for each in scales])
 
 
 def _plan_folded_cublas(a: MXTensor, b: MXTensor, n: int, sizes: list[int]) -> Callable[[], Tensor]:
@@ -354,36 +380,61 @@ def _columns(scales: Tensor) -> Tensor:
     return E8M0.decode(scales).T.contiguous()
 
 
-def _launch(
-    route: str,
-    operands: list[Tensor],
-    n: int,
-    sizes: list[int],
-    formats: dict[str, str] | None = None,
-    tail: Sequence[int] = (),
-) -> Callable[[], Tensor]:
-    """The route's kernel on operands that are ready; b holds n rows for each group."""
-    triton = require_triton("chipmath.matmul_gpu")
+class _Launch:
+    """A route's kernel and its tiles for one product; b holds n rows for each group."""
 
-    from chipmath import matmul_kernels
+    def __init__(self, route: str, a: MXTensor, b: MXTensor, n: int, sizes: list[int], chosen: Tile | None):
+        self.route, self.arch = route, _arch(a.elements.device)
+        chosen = chosen or tile_of(route, self.arch)
+        (self.tile_m, self.tile_n, self.tile_k), self.num_warps, self.num_stages = chosen
+        self.m, self.n, self.k = len(a.elements), n, a.elements.shape[1]
+        most = INT32_MAX // max(self.tile_m, self.tile_n)
+        if max(self.n, self.k) > most:
+            raise ValueError(
+                f"N = {n}, K = {self.k}: route {route} takes {most} at most, as offsets in a tile are int32"
+            )
+        self.tiles = tile_table(sizes, self.tile_m)
+        firsts = range(0, n, self.tile_n)
+        self.columns = torch.tensor(
+            [n * group + first for group in range(len(sizes)) for first in firsts], dtype=torch.int64
+        )
+        self.grid = (len(self.tiles) * len(firsts),)
 
-    kernel, a = getattr(matmul_kernels, route), operands[0]
-    k = a.shape[1]
-    arch = _arch(a.device)
-    vendor = "NVIDIA" if arch == "cpu" else device(arch).vendor
-    (tile_m, tile_n, tile_k), num_warps, num_stages = TILES[route, vendor]
-    tiles = tile_table(sizes, tile_m).to(a.device)
-    grid = (len(tiles) * triton.cdiv(n, tile_n),)
-    meta = {"TILE_M": tile_m, "TILE_N": tile_n, "TILE_K": tile_k, "EVEN_K": k % tile_k == 0} | (formats or {})
+    def by_row_tile(self, scales: Tensor) -> Tensor:
+        """Scales (rows of a, blocks) as (blocks, tiles of rows * tile_m), contiguous."""
+        return _by_tile(scales, self.tiles[:, 1], self.tile_m)
 
-    def multiply() -> Tensor:
-        c = torch.empty(len(a), n, device=a.device)
-        if grid[0]:
-            arguments = [*operands, c, tiles, len(tiles), n, k, *tail]
-            kernel[grid](*arguments, **meta, num_warps=num_warps, num_stages=num_stages)
-        return c
+    def by_column_tile(self, scales: Tensor) -> Tensor:
+        """Scales (rows of b, blocks) as (blocks, groups * tiles of columns * tile_n), contiguous."""
+        return _by_tile(scales, self.columns, self.tile_n)
 
-    return multiply
+    def __call__(
+        self, operands: list[Tensor], constexprs: dict[str, str | bool], tail: Sequence[int] = ()
+    ) -> Callable[[], Tensor]:
+        """The product of operands that are ready."""
+        require_triton("chipmath.matmul_gpu")
+
+        from chipmath import matmul_kernels
+
+        kernel, where = getattr(matmul_kernels, self.route), operands[0].device
+        tiles = self.tiles.to(where)
+        sizes = {"TILE_M": self.tile_m, "TILE_N": self.tile_n, "TILE_K": self.tile_k}
+        meta = sizes | {"EVEN_K": self.k % self.tile_k == 0} | constexprs
+
+        def multiply() -> Tensor:
+            c = torch.empty(self.m, self.n, device=where)
+            if self.grid[0]:
+                arguments = [*operands, c, tiles, len(tiles), self.n, self.k, *tail]
+                kernel[self.grid](*arguments, **meta, num_warps=self.num_warps, num_stages=self.num_stages)
+            return c
+
+        return multiply
+
+
+def _by_tile(scales: Tensor, firsts: Tensor, size: int) -> Tensor:
+    """(rows, blocks) as (blocks, len(firsts) * size): ``size`` rows from each first one; what exceeds is never used."""
+    rows = firsts[:, None] + torch.arange(size)
+    return scales[rows.flatten().clamp(max=max(len(scales) - 1, 0)).to(scales.device)].T.contiguous()
 
 
 def tile_table(sizes: Sequence[int], tile_m: int) -> Tensor:

@@ -7,8 +7,14 @@ tiles          (tiles_m, 3) int32: group, first row, and the row after the group
 c              (M, N) float32
 grid           (tiles_m * ceil(N / TILE_N),)
 
-Rows and columns beyond the edge are read from row or column 0 and never stored, so that the loop needs no mask; EVEN_K
-says that TILE_K divides K, and only then it has none.
+Rows and columns beyond the edge are read from the tile's first row or column and never stored, so that the loop needs
+no mask; EVEN_K says that TILE_K divides K, and only then it has none.
+
+Scales that are float32 lie as programs read them ("by tile"): a row for each block of K, and in it TILE_M (or TILE_N)
+scales for each tile, one tile of a group after the other. So a tile's scales are contiguous and aligned, whatever its
+first row, and Triton copies those of later steps ahead of time as it does the codes.
+
+Within a tile, addresses are 32-bit offsets from one 64-bit address: that many registers less.
 """
 
 import triton
@@ -20,30 +26,42 @@ BLOCK = tl.constexpr(32)  # elements of an MX block
 
 @triton.jit
 def _tile(tiles, tiles_m, N, TILE_M: tl.constexpr, TILE_N: tl.constexpr):
-    """This program's rows of A and C, columns of C, rows of B, and which of them exist."""
+    """This program's first row of A (int64), how many exist from there, first column of C and first row of B (int64).
+
+    And where its scales by tile begin, A's and B's.
+    """
     program, tiles_n = tl.program_id(0), tl.cdiv(N, TILE_N)
     first = program // (BAND * tiles_n) * BAND
     height = tl.minimum(tiles_m - first, BAND)
     inside = program % (BAND * tiles_n)
-    tile = tiles + (first + inside % height) * 3
-    m = tl.load(tile + 1) + tl.arange(0, TILE_M)
-    n = inside // height * TILE_N + tl.arange(0, TILE_N)
-    has_m, has_n = m < tl.load(tile + 2), n < N
-    m, n = tl.where(has_m, m, 0).to(tl.int64), tl.where(has_n, n, 0)
-    return m, n, tl.load(tile).to(tl.int64) * N + n, has_m, has_n
+    row, column = first + inside % height, inside // height
+    group, m = tl.load(tiles + row * 3), tl.load(tiles + row * 3 + 1)
+    rows = tl.load(tiles + row * 3 + 2) - m
+    n = column * TILE_N
+    a_tile, b_tile = row * TILE_M, (group * tiles_n + column) * TILE_N
+    return m.to(tl.int64), rows, n, group.to(tl.int64) * N + n, a_tile, b_tile
+
+
+@triton.jit
+def _existing(count, SIZE: tl.constexpr):
+    """0, 1, …, and 0 again from ``count`` on."""
+    at = tl.arange(0, SIZE)
+    return tl.where(at < count, at, 0)
 
 
 @triton.jit
 def _load(at, k, K, EVEN_K: tl.constexpr):
-    """Elements (or scales) at k of K; beyond the end, zeros."""
+    """Elements at k of K; beyond the end, zeros."""
     if EVEN_K:
         return tl.load(at)
     return tl.load(at, mask=k < K, other=0.0)
 
 
 @triton.jit
-def _store(c, m, n, N, has_m, has_n, total):
-    tl.store(c + m[:, None] * N + n[None, :], total, mask=has_m[:, None] & has_n[None, :])
+def _store(c, m, rows, n, N, total):
+    row, column = tl.arange(0, total.shape[0]), tl.arange(0, total.shape[1])
+    exists = (row < rows)[:, None] & (column < N - n)[None, :]
+    tl.store(c + m * N + n + (row[:, None] * N + column[None, :]), total, mask=exists)
 
 
 @triton.jit
@@ -53,12 +71,16 @@ def dot_scaled(
     TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
     """Scales as E8M0 bytes (rows, K / 32), handed to `tl.dot_scaled`; formats "e4m3" or "e5m2"."""
-    m, n, b_row, has_m, has_n = _tile(tiles, tiles_m, N, TILE_M, TILE_N)
+    m, rows, n, b_first, _, _ = _tile(tiles, tiles_m, N, TILE_M, TILE_N)
+    row, column = _existing(rows, TILE_M), _existing(N - n, TILE_N)
     k, block = tl.arange(0, TILE_K), tl.arange(0, TILE_K // BLOCK)
-    a_at, b_at = a + m[:, None] * K + k[None, :], b + b_row[None, :] * K + k[:, None]
+    a_at = a + m * K + (row[:, None] * K + k[None, :])
+    b_at = b + b_first * K + (column[None, :] * K + k[:, None])
     blocks = K // BLOCK
-    a_scales_at = a_scales + m[:, None] * blocks + block[None, :]
-    b_scales_at = b_scales + b_row[:, None] * blocks + block[None, :]
+    if EVEN_K:
+        blocks = tl.multiple_of(blocks, TILE_K // BLOCK)  # so that scales of a step are loaded together
+    a_scales_at = a_scales + m * blocks + (row[:, None] * blocks + block[None, :])
+    b_scales_at = b_scales + b_first * blocks + (column[:, None] * blocks + block[None, :])
     total = tl.zeros((TILE_M, TILE_N), tl.float32)
     for start in range(0, K, TILE_K):
         left = _load(a_at, start + k[None, :], K, EVEN_K)
@@ -74,7 +96,7 @@ def dot_scaled(
         b_at += TILE_K
         a_scales_at += TILE_K // BLOCK
         b_scales_at += TILE_K // BLOCK
-    _store(c, m, n, N, has_m, has_n, total)
+    _store(c, m, rows, n, N, total)
 
 
 @triton.jit
@@ -84,63 +106,89 @@ def _power(exponent):
 
 
 @triton.jit
-def fp16_relative(
-    a, a_scales, a_exponents, b, b_scales, b_exponents, c, tiles, tiles_m, N, K,
-    TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, EVEN_K: tl.constexpr,
-):  # fmt: skip
-    """Scales as float16 (rows, K / 32), relative to 2**exponent of the row; exponents int32 (rows,).
+def _put_back(total, a_exponents, b_exponents):
+    """total * 2**(a + b): by two halves, as the whole power may be beyond float32 where the result is not.
 
-    An element times its relative scale is a float16, exactly (`chipmath.matmul_gpu.relative_scales`). The rows' own
-    powers of two are put back once, at the end: in two halves, as their product may be beyond float32 where C is not.
+    No half is beyond it: exponents lie between -135 and 127, and one half rounds a down and b up, the other the
+    reverse. Where a half is below 2**-126, the result is 0 anyway.
     """
-    m, n, b_row, has_m, has_n = _tile(tiles, tiles_m, N, TILE_M, TILE_N)
+    a_low, b_low = a_exponents >> 1, b_exponents >> 1
+    total = total * _power(a_low)[:, None] * _power(b_exponents - b_low)[None, :]
+    return total * (_power(a_exponents - a_low)[:, None] * _power(b_low)[None, :])
+
+
+@triton.jit
+def _scaled(codes, scales_at, FOUR_BYTES: tl.constexpr):
+    """(rows, K) codes as float16, times their blocks' scales (K / 32, rows).
+
+    FOUR_BYTES changes the order of K, within each 16 of it, to pairs 0, 2, 4, 6, 1, 3, 5, 7. Where registers hold A,
+    Hopper's wgmma wants of every 16 two pairs from a lane that are eight elements apart. In this order those two lie
+    side by side in memory, and Triton reads them by ldmatrix instead of one by one. With A and B in one order, no
+    product changes.
+    """
+    ROWS: tl.constexpr = codes.shape[0]
+    K: tl.constexpr = codes.shape[1]
+    scales = tl.trans(tl.load(scales_at).to(tl.float16))
+    values = codes.to(tl.float16).reshape(ROWS, K // BLOCK, BLOCK) * scales[:, :, None]
+    if FOUR_BYTES:
+        values = values.reshape(ROWS, K // 16, 4, 2, 2).permute(0, 1, 3, 2, 4)
+    return values.reshape(ROWS, K)
+
+
+@triton.jit
+def fp16_relative(
+    a, a_scales, a_exponents, b, b_scales, b_exponents, c, tiles, tiles_m, N, K, a_width, b_width,
+    TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, EVEN_K: tl.constexpr, FOUR_BYTES: tl.constexpr,
+):  # fmt: skip
+    """Scales by tile, relative to 2**exponent of the row and zeros up to a whole step; a_width, b_width for each block.
+
+    Exponents are int32, by tile. An element times its relative scale is a float16, exactly
+    (`chipmath.matmul_gpu.relative_scales`). The rows' own powers of two are put back once, at the end.
+    """
+    m, rows, n, b_first, a_tile, b_tile = _tile(tiles, tiles_m, N, TILE_M, TILE_N)
     k, block = tl.arange(0, TILE_K), tl.arange(0, TILE_K // BLOCK)
-    a_at, b_at = a + m[:, None] * K + k[None, :], b + b_row[:, None] * K + k[None, :]
-    blocks = K // BLOCK
-    a_scales_at = a_scales + m[:, None] * blocks + block[None, :]
-    b_scales_at = b_scales + b_row[:, None] * blocks + block[None, :]
+    row, column = tl.arange(0, TILE_M), tl.arange(0, TILE_N)
+    a_at = a + m * K + (_existing(rows, TILE_M)[:, None] * K + k[None, :])
+    b_at = b + b_first * K + (_existing(N - n, TILE_N)[:, None] * K + k[None, :])
+    a_scales_at = a_scales + a_tile + (block[:, None] * a_width + row[None, :])
+    b_scales_at = b_scales + b_tile + (block[:, None] * b_width + column[None, :])
     total = tl.zeros((TILE_M, TILE_N), tl.float32)
     for start in range(0, K, TILE_K):
-        left = _load(a_at, start + k[None, :], K, EVEN_K).to(tl.float16)
-        right = _load(b_at, start + k[None, :], K, EVEN_K).to(tl.float16)
-        left_scales = _load(a_scales_at, start // BLOCK + block[None, :], blocks, EVEN_K)
-        right_scales = _load(b_scales_at, start // BLOCK + block[None, :], blocks, EVEN_K)
-        left = left.reshape(TILE_M, TILE_K // BLOCK, BLOCK) * left_scales[:, :, None]
-        right = right.reshape(TILE_N, TILE_K // BLOCK, BLOCK) * right_scales[:, :, None]
-        total = tl.dot(left.reshape(TILE_M, TILE_K), tl.trans(right.reshape(TILE_N, TILE_K)), total)
+        left = _scaled(_load(a_at, start + k[None, :], K, EVEN_K), a_scales_at, FOUR_BYTES)
+        right = _scaled(_load(b_at, start + k[None, :], K, EVEN_K), b_scales_at, FOUR_BYTES)
+        total = tl.dot(left, tl.trans(right), total)
         a_at += TILE_K
         b_at += TILE_K
-        a_scales_at += TILE_K // BLOCK
-        b_scales_at += TILE_K // BLOCK
-    exponent = tl.load(a_exponents + m)[:, None] + tl.load(b_exponents + b_row)[None, :]
-    exponent = tl.maximum(exponent, -252)  # below it C is 0 anyway
-    half = exponent >> 1
-    _store(c, m, n, N, has_m, has_n, total * _power(half) * _power(exponent - half))
+        a_scales_at += TILE_K // BLOCK * a_width
+        b_scales_at += TILE_K // BLOCK * b_width
+    total = _put_back(total, tl.load(a_exponents + a_tile + row), tl.load(b_exponents + b_tile + column))
+    _store(c, m, rows, n, N, total)
 
 
 @triton.jit
 def folded_128(
-    a, a_scales, b, b_scales, c, tiles, tiles_m, N, K, a_rows, b_rows,
+    a, a_scales, b, b_scales, c, tiles, tiles_m, N, K, a_width, b_width,
     TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
-    """Scales as float32, (K / 128, rows): FP8 tensor cores add up 128 products, float32 the scaled sums.
+    """Scales by tile, one for 128 of K: FP8 tensor cores add up 128 products, float32 the scaled sums.
 
     TILE_K is 128 and K a multiple of it. Two operations an accumulator and 128 of K are left outside the tensor cores.
     """
     tl.static_assert(EVEN_K)
-    m, n, b_row, has_m, has_n = _tile(tiles, tiles_m, N, TILE_M, TILE_N)
+    m, rows, n, b_first, a_tile, b_tile = _tile(tiles, tiles_m, N, TILE_M, TILE_N)
     k = tl.arange(0, TILE_K)
-    a_at, b_at = a + m[:, None] * K + k[None, :], b + b_row[None, :] * K + k[:, None]
-    a_scales_at, b_scales_at = a_scales + m, b_scales + b_row
+    a_at = a + m * K + (_existing(rows, TILE_M)[:, None] * K + k[None, :])
+    b_at = b + b_first * K + (_existing(N - n, TILE_N)[None, :] * K + k[:, None])
+    a_scales_at, b_scales_at = a_scales + a_tile + tl.arange(0, TILE_M), b_scales + b_tile + tl.arange(0, TILE_N)
     total = tl.zeros((TILE_M, TILE_N), tl.float32)
     for _ in range(0, K, TILE_K):
         scales = tl.load(a_scales_at)[:, None] * tl.load(b_scales_at)[None, :]
         total += tl.dot(tl.load(a_at), tl.load(b_at)) * scales
         a_at += TILE_K
         b_at += TILE_K
-        a_scales_at += a_rows
-        b_scales_at += b_rows
-    _store(c, m, n, N, has_m, has_n, total)
+        a_scales_at += a_width
+        b_scales_at += b_width
+    _store(c, m, rows, n, N, total)
 
 
 @triton.jit

@@ -123,6 +123,17 @@ def _pair_of_bfloat16(a, b):
     return half(a) | half(b) << U32(16)
 
 
+def _float16(a):
+    """V_CVT_F16_F32: to nearest even, subnormal numbers too; the upper half becomes 0."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(a).astype(np.float16).view(np.uint16).astype(U32)
+
+
+def _pair_of_float16(a, b):
+    """V_CVT_PK_F16_F32 (CDNA4): the same of two, the first source in the low half."""
+    return _float16(a) | _float16(b) << U32(16)
+
+
 def _truth_table(a, b, c, bitop3):
     """V_BITOP3 (CDNA4), pseudocode: bit 4a + 2b + c of the table."""
     out = np.zeros(np.broadcast_shapes(a.shape, b.shape, c.shape), a.dtype)
@@ -196,6 +207,7 @@ VECTOR = {
     "v_not_b32": _operation("u32 <- u32", np.invert),
     "v_bfrev_b32": _operation("u32 <- u32", _reversed_bits),
     "v_cvt_f32_f16": _operation("f32 <- f16", lambda a: a.view(np.float16).astype(F32)),
+    "v_cvt_f16_f32": _operation("u32 <- f32", _float16),
     "v_cvt_f32_u32": _operation("f32 <- u32", lambda a: a.astype(F32)),
     "v_cvt_u32_f32": _operation(
         "u32 <- f32", lambda a: np.clip(np.nan_to_num(a, nan=0.0).astype(float), 0, 0xFFFFFFFF)
@@ -205,6 +217,7 @@ VECTOR = {
     ),
     "v_rcp_f32": _operation("f32 <- f32", _nan_aware(np.reciprocal)),  # within 1 ulp, say the documents
     "v_cvt_pk_bf16_f32": _operation("u32 <- f32 f32", _pair_of_bfloat16),
+    "v_cvt_pk_f16_f32": _operation("u32 <- f32 f32", _pair_of_float16),
     "v_accvgpr_read_b32": _operation("u32 <- u32", lambda a: a),
     "v_accvgpr_write_b32": _operation("u32 <- u32", lambda a: a),
     "v_accvgpr_mov_b32": _operation("u32 <- u32", lambda a: a),

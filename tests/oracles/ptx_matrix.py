@@ -74,18 +74,30 @@ def _fence(machine: Machine, each: Instruction, active: np.ndarray) -> None:
 
 @instruction("ldmatrix", "stmatrix")
 def _matrices(machine: Machine, each: Instruction, active: np.ndarray) -> None:
-    """Lane 8 i + r has the address of row r of matrix i, and holds two elements of row lane / 4 of every matrix."""
-    only(each, "sync", "aligned", "m8n8", "x1", "x2", "x4", "shared", "cta")
+    """Lane 8 i + r has the address of row r of matrix i, and holds two elements of row lane / 4 of every matrix.
+
+    With .trans, of column lane / 4.
+    """
+    transposed = "trans" in only(each, "sync", "aligned", "m8n8", "x1", "x2", "x4", "trans", "shared", "cta")
     _whole(machine, each, active, 32)
     loads = each.base == "ldmatrix"
     names, place = each.operands if loads else each.operands[::-1]
     addresses, warp = machine.address(place), np.arange(machine.count) - machine.lane
+    along, across = machine.lane // 4, machine.lane % 4 * 2
     for index, name in enumerate(parts(names)):
-        at = addresses[warp + 8 * index + machine.lane // 4] + machine.lane % 4 * 4
-        if loads:
-            machine.write(name, machine.shared.load(machine, at, 4, active).view(np.uint32)[:, 0], active)
+        rows = warp + 8 * index
+        if transposed:
+            places = [addresses[rows + across + item] + along * 2 for item in (0, 1)]
         else:
-            machine.shared.store(machine, at, machine.read(name, "b32")[:, None].view(np.uint8), active)
+            places = [addresses[rows + along] + across * 2]
+        size = 4 // len(places)
+        if loads:
+            items = [machine.shared.load(machine, at, size, active) for at in places]
+            machine.write(name, np.ascontiguousarray(np.hstack(items)).view(np.uint32)[:, 0], active)
+        else:
+            data = machine.read(name, "b32")[:, None].view(np.uint8)
+            for item, at in enumerate(places):
+                machine.shared.store(machine, at, data[:, item * size : (item + 1) * size], active)
 
 
 @instruction("mma")

@@ -2,19 +2,24 @@
 
 All get the same random data. A route is held against float64 before it is timed, on rows from the whole matrix. What a
 route does to its operands beforehand is timed apart, as it is written here: in torch operations, except for
-dequantize_cublas, whose time holds its conversions.
+dequantize_cublas, whose time holds its conversions. At one shape other tiles of our kernels take part: those that come
+close by what `gemm_routes` counts.
 """
 
 from chipmath.crosscompile import find_triton
 from chipmath.devices import MIB, PRODUCTS
 from chipmath.experiments import gemm_routes
 from chipmath.experiments.experiment import ExperimentError, MeasuredExperiment, Progress, Row, Shown
-from chipmath.experiments.gemm_routes import KERNEL_ROUTES, OPERANDS, chosen, tensor_clocks
+from chipmath.experiments.gemm_routes import KERNEL_ROUTES, RUNNERS_UP, case_of, chosen, least_clocks
 from chipmath.experiments.timing import Candidate, Stopwatch, event_stopwatch, host_stopwatch, spread, take_turns
 from chipmath.gpu import Gpu
+from chipmath.matmul_tiles import Tile
 from chipmath.recordings import newest
 
 SHAPES, QUICK_SHAPES = ((4096, 4096, 4096), (8192, 8192, 8192), (8192, 4096, 14336)), ((4096, 4096, 4096),)
+TILES_ARCH, TILES_SHAPE = "sm_90", (8192, 8192, 8192)  # where runners-up take part, in the full form
+REHEARSAL_SHAPE = (64, 48, 128)
+Shape = tuple[int, int, int]
 ROUNDS, QUICK_ROUNDS, CONVERSION_ROUNDS = 15, 5, 5
 CHECKED_ROWS = 64
 SEED = 0
@@ -22,7 +27,7 @@ REFERENCE = "bfloat16 product"
 FP8_REFERENCE = "FP8 product, one scale"
 # Hopper's FP8 tensor cores keep some 14 bits of a sum; 128 products make four such sums, the rest is float32.
 FP8_TOLERANCE = 2e-3
-IN_FP8 = ("folded_128", "folded_cublas", FP8_REFERENCE)
+IN_FP8 = ("folded_128", "folded_cublas")
 
 
 def measure(gpu: Gpu, quick: bool, progress: Progress) -> tuple[dict, list[Row]]:
@@ -33,18 +38,20 @@ def measure(gpu: Gpu, quick: bool, progress: Progress) -> tuple[dict, list[Row]]
     if gpu.memory_bytes < 2 * needed:
         raise ExperimentError(f"gemm_speed wants {2 * needed // MIB} MiB, this GPU has {gpu.memory_bytes // MIB}")
     rounds = QUICK_ROUNDS if quick else ROUNDS
-    return _measure("cuda", gpu.arch, shapes, event_stopwatch, rounds, progress)
+    tiled = () if quick or gpu.arch != TILES_ARCH else (TILES_SHAPE,)
+    return _measure("cuda", gpu.arch, shapes, tiled, event_stopwatch, rounds, progress)
 
 
 def rehearse(progress: Progress) -> tuple[dict, list[Row]]:
     """The same on a CPU, small: Triton's interpreter runs the kernels."""
-    return _measure("cpu", "cpu", ((64, 48, 128),), host_stopwatch, 3, progress)
+    return _measure("cpu", "cpu", (REHEARSAL_SHAPE,), (REHEARSAL_SHAPE,), host_stopwatch, 3, progress)
 
 
 def _measure(
     where: str,
     arch: str,
-    shapes: tuple[tuple[int, int, int], ...],
+    shapes: tuple[Shape, ...],
+    tiled: tuple[Shape, ...],
     stopwatch: Stopwatch,
     rounds: int,
     progress: Progress,
@@ -53,7 +60,7 @@ def _measure(
     for done, shape in enumerate(shapes):
         m, n, k = shape
         progress(done, len(shapes), f"{m} x {n} x {k}")
-        candidates, errors, conversions, refused = _candidates(where, arch, shape)
+        candidates, errors, conversions, refused = _candidates(where, arch, shape, shape in tiled)
         left_out |= {f"{name}, {m} x {n} x {k}": why for name, why in refused.items()}
         # Apart: after a conversion, which is light work, a product would find a higher clock than after another.
         seconds = take_turns(candidates, stopwatch, rounds=rounds)
@@ -92,7 +99,13 @@ def routes_of(arch: str) -> list[str]:
     return [route for route, archs in ROUTE_ARCHS.items() if arch in archs]
 
 
-def _candidates(where: str, arch: str, shape: tuple[int, int, int]):
+def tile_name(route: str, tile: Tile) -> str:
+    """What a route is called here that runs with another tile than its own."""
+    (m, n, k), num_warps, _ = tile
+    return f"{route}, {m} x {n} x {k}, {num_warps} warps"
+
+
+def _candidates(where: str, arch: str, shape: Shape, with_tiles: bool):
     """What is timed, with its error, the conversions that routes do beforehand, and what is not timed and why."""
     import torch
 
@@ -109,19 +122,24 @@ def _candidates(where: str, arch: str, shape: tuple[int, int, int]):
     candidates: dict[str, Candidate] = {REFERENCE: lambda i: matmul_gpu._bfloat16_product(wide_a, wide_b)}
     conversions: dict[str, Candidate] = {}
     refused: dict[str, str] = {}
-    for route in routes_of(arch):
+    asked: list[tuple[str, str, Tile | None]] = [(route, route, None) for route in routes_of(arch)]
+    if with_tiles:
+        ours = [route for route in routes_of(arch) if route in RUNNERS_UP]
+        asked += [(tile_name(route, tile), route, tile) for route in ours for tile in RUNNERS_UP[route]]
+    for name, route, tile in asked:
         if route == "dequantize_cublas":
             matmul_gpu.plan(a, b, route)  # its check; what is timed converts each time
-            candidates[route] = lambda i: matmul_gpu._bfloat16_product(
+            candidates[name] = lambda i: matmul_gpu._bfloat16_product(
                 matmul_gpu.dequantize(a), matmul_gpu.dequantize(b)
             )
             continue
-        multiply = matmul_gpu.plan(a, b, route)
+        multiply = matmul_gpu.plan(a, b, route) if tile is None else matmul_gpu.plan(a, b, route, tile=tile)
         if why := _refusal(multiply):
-            refused[route] = why
+            refused[name] = why
             continue
-        candidates[route] = lambda i, multiply=multiply: multiply()
-        conversions[f"convert for {route}"] = lambda i, route=route: matmul_gpu.plan(a, b, route)
+        candidates[name] = lambda i, multiply=multiply: multiply()
+        if tile is None:
+            conversions[f"convert for {name}"] = lambda i, route=route: matmul_gpu.plan(a, b, route)
     if where == "cuda" and arch in matmul_gpu.ROUTE_ARCHS["folded_128"] + matmul_gpu.NATIVE_SCALES:
         multiply, codes = _fp8_reference(a, b, checked)
         if why := _refusal(multiply):
@@ -174,7 +192,8 @@ def tolerance(name: str, k: int) -> float:
     Products are exact. Tensor cores add them 16 at a time and may truncate each sum by up to 2**-23 of itself, and no
     sum on the way has a larger norm than the last: K / 16 * 2**-23. A lost block is 1 / sqrt(K / 32).
     """
-    return FP8_TOLERANCE if name in IN_FP8 else max(k, 1024) * 2.0**-27
+    in_fp8 = name == FP8_REFERENCE or name.partition(",")[0] in IN_FP8
+    return FP8_TOLERANCE if in_fp8 else max(k, 1024) * 2.0**-27
 
 
 def _checked(name: str, candidate: Candidate, checked, exact, k: int) -> float:
@@ -186,24 +205,29 @@ def _checked(name: str, candidate: Candidate, checked, exact, k: int) -> float:
 
 
 def predict() -> list[Row]:
-    """What the compiled loops admit on an H100: the busiest of three units, or one after the other."""
+    """What the compiled loops admit on an H100, by `gemm_routes.least_clocks`, and if no unit works beside another."""
     compiled, product = newest(gemm_routes.EXPERIMENT.name), PRODUCTS["H100 SXM"]
+    cases = [(route, chosen(product.arch, route)) for route in KERNEL_ROUTES]
+    cases += [
+        (tile_name(route, tile), case_of(product.arch, route, *tile))
+        for route in KERNEL_ROUTES
+        for tile in RUNNERS_UP[route]
+    ]
     rows = []
-    for route in KERNEL_ROUTES:
-        case = chosen(product.arch, route)
-        tile = (case["tile_m"], case["tile_n"], case["tile_k"])
-        tensor = tensor_clocks(product.arch, OPERANDS[route], tile)
-        issue, shared = (compiled.cell(name, **case) for name in ("issue_clocks", "shared_clocks"))
-        flop = 2 * tile[0] * tile[1] * tile[2] * product.units * product.matrix_clock_hz
+    for name, case in cases:
+        clocks = least_clocks(compiled.find(**case))
+        units = [clocks[unit] for unit in ("tensor cores", "issue slots", "shared memory")]
+        flop = 2 * case["tile_m"] * case["tile_n"] * case["tile_k"] * product.units * product.matrix_clock_hz
         rows.append(
             {
                 "device": product.name,
-                "route": route,
-                "tensor_clocks": tensor,
-                "issue_clocks": issue,
-                "shared_clocks": shared,
-                "flop_per_s_at_most": flop / max(tensor, issue, shared),
-                "flop_per_s_without_overlap": flop / (tensor + issue + shared),
+                "route": name,
+                "tensor_clocks": units[0],
+                "issue_clocks": units[1],
+                "shared_clocks": units[2],
+                "group_clocks": clocks["groups"],
+                "flop_per_s_at_most": flop / max(clocks.values()),
+                "flop_per_s_without_overlap": flop / sum(units),
             }
         )
     return rows
@@ -219,7 +243,12 @@ EXPERIMENT = MeasuredExperiment(
         *("experiments/resources.py", "experiments/scaled_gemm.py"),
         *("matmul_gpu.py", "matmul_kernels.py", "matmul_tiles.py"),
     ),
-    keys={"route": "of chipmath.matmul_gpu, or a reference", "m": "rows", "n": "columns", "k": "summed over"},
+    keys={
+        "route": "of chipmath.matmul_gpu, with its tile where it is not the route's own, or a reference",
+        "m": "rows",
+        "n": "columns",
+        "k": "summed over",
+    },
     values={
         "s_p10": "seconds a product",
         "s_p50": "median",
@@ -236,7 +265,7 @@ EXPERIMENT = MeasuredExperiment(
     measure=measure,
     rehearse=rehearse,
     predict=predict,
-    prediction="the most that the compiled loop admits on an H100, its three units overlapped or one after the other",
+    prediction="the most that the compiled loop admits on an H100, and what is left if no unit works beside another",
     predicted_from=(gemm_routes.EXPERIMENT.name,),
     shown={
         "device": Shown("card"),
@@ -247,6 +276,7 @@ EXPERIMENT = MeasuredExperiment(
         "tensor_clocks": Shown("tensor-core clocks a step", ".0f"),
         "issue_clocks": Shown("issue clocks a step", ".0f"),
         "shared_clocks": Shown("shared-memory clocks a step", ".0f"),
+        "group_clocks": Shown("a group's clocks over groups an SM", ".0f"),
         "flop_per_s_at_most": Shown("TFLOP/s at most", ".0f", 1e-12),
         "flop_per_s_without_overlap": Shown("without overlap", ".0f", 1e-12),
         "flop_per_s_p50": Shown("TFLOP/s", ".0f", 1e-12),
