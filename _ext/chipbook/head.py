@@ -27,7 +27,16 @@ NO_SCRIPT = """<noscript><style>
   .bd-header-article :is(button, .dropdown) { display: none !important; }
   @media (max-width: 959.98px) {
     .bd-container__inner { flex-wrap: wrap; }
-    .bd-sidebar-primary { order: 1; position: static; visibility: visible; width: 100%; max-height: none; margin: 0; }
+    .bd-sidebar-primary {
+      order: 1;
+      position: static;
+      visibility: visible;
+      width: 100%;
+      max-width: none;
+      height: auto;
+      max-height: none;
+      margin: 0;
+    }
   }
 </style></noscript>
 """
