@@ -43,6 +43,19 @@
       textOf(html.replace(/<(span|a) class="evidence evidence-[^>]*>[^<]*<\/\1>/g, "").replaceAll("<sup>", "<sup>^"), ...rest);
   });
 
+  // A power is one word of the index (_ext/book_search.py), however it is typed: 2^-127, 2**-127, 2⁻¹²⁷.
+  const RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹";
+  const lowered = (digits) => "^" + [...digits].map((digit) => (digit === "⁻" ? "-" : RAISED.indexOf(digit))).join("");
+  const powersAsWords = (query) =>
+    query
+      .replace(/[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+/g, lowered)
+      .replace(/(\d+)\s*(?:\^|\*\*)\s*[({]?\s*([-−]?)\s*(\d+)[)}]?/g, (_, base, sign, exponent) => `${base}pow_${sign && "minus"}${exponent}`);
+  document.addEventListener("DOMContentLoaded", () => {
+    if (typeof splitQuery === "undefined") return;
+    const split = splitQuery;
+    splitQuery = (query) => split(powersAsWords(query));
+  });
+
   // A notebook is to be saved: a browser shows its JSON (jupyter-book issue 2237).
   document.addEventListener("DOMContentLoaded", () => {
     for (const link of document.querySelectorAll(".dropdown-download-buttons a[href$='.ipynb']")) {

@@ -1,6 +1,7 @@
 """The built book in Chromium, opened from disk: nothing fetched, nothing logged, nothing wider than the screen."""
 
 import shutil
+from urllib.parse import quote_plus
 
 import pytest
 from conftest import ROOT
@@ -182,11 +183,15 @@ def test_search_finds_a_page_offline(browser):
         ("gfx950", "chapters/occupancy.html"),  # in cells of result tables
         ("v_mfma_f32_16x16x32_fp8_fp8", "chapters/mxfp8.html"),  # only there
         ("compiled clang", "chapters/occupancy.html"),  # in what a badge says
+        ("2^-127", "chapters/mxfp8.html"),
+        ("2**-127", "chapters/mxfp8.html"),
+        ("2⁻¹²⁷", "chapters/mxfp8.html"),
+        ("outliers 2^17", "chapters/training.html"),
     ],
 )
 def test_search_opened_from_disk_finds_words_of_results_and_badges(browser, words, page):
     with Visit(browser, "search", viewport=DESKTOP) as visit:
-        visit.page.goto((HTML / "search.html").as_uri() + f"?q={words.replace(' ', '+')}")
+        visit.page.goto((HTML / "search.html").as_uri() + f"?q={quote_plus(words)}")
         visit.page.wait_for_selector("#search-results li a", timeout=20_000)
         visit.page.wait_for_selector("#search-results p.search-summary:has-text('finished')", timeout=20_000)
         found = [link.get_attribute("href") for link in visit.page.locator("#search-results li a").all()]
