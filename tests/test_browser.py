@@ -1,5 +1,6 @@
 """The built book in Chromium, opened from disk: nothing fetched, nothing logged, nothing wider than the screen."""
 
+import re
 import shutil
 from urllib.parse import quote_plus
 
@@ -140,6 +141,83 @@ def test_a_dark_system_gets_a_dark_page_before_the_theme_script_runs(browser):
         page.goto((HTML / "intro.html").as_uri())
         assert page.evaluate("document.documentElement.dataset.theme") == scheme
         context.close()
+
+
+def test_a_page_without_javascript_has_its_colours_and_a_phone_its_menu(browser):
+    context = browser.new_context(java_script_enabled=False, color_scheme="dark", viewport=PHONE)
+    page = context.new_page()
+    page.goto((HTML / "chapters/mxfp8.html").as_uri())
+    link, text, face = (
+        page.locator(where).first.evaluate(f"element => getComputedStyle(element).{what}")
+        for where, what in [
+            ("article p a.internal", "color"),
+            ("article p", "color"),
+            ("div.cell_input", "backgroundColor"),
+        ]
+    )
+    assert link != text
+    assert min(channels(face)) > 200 > 100 > max(channels(text))  # dark on light, whatever the system prefers
+    assert page.locator(".bd-sidebar-primary a", has_text="Projects").first.is_visible()
+    assert not page.locator(".bd-header-article button:visible").count()
+    context.close()
+
+
+def channels(colour):
+    """Red, green and blue of a computed colour."""
+    return [int(part) for part in re.findall(r"\d+", colour)[:3]]
+
+
+@pytest.mark.parametrize("name", ["intro", *ARTICLES])
+def test_first_screen_of_a_phone_shows_more_than_a_title(browser, name):
+    with Visit(browser, name, viewport=PHONE) as visit:
+        title = visit.page.locator("article h1")
+        assert title.evaluate("title => title.getBoundingClientRect().bottom") < PHONE["height"] / 3
+
+
+def test_buttons_above_a_page_show_the_focus(browser):
+    with Visit(browser, "chapters/mxfp8", viewport=DESKTOP) as visit:
+        buttons = visit.page.locator(".bd-header-article button:visible").all()
+        assert len(buttons) >= 4
+        visit.page.keyboard.press("Tab")  # from here on, focus counts as set by the keyboard
+        for button in buttons:
+            button.focus()
+            outline, shadow = button.evaluate("b => [getComputedStyle(b).outlineStyle, getComputedStyle(b).boxShadow]")
+            assert outline != "none" or shadow != "none", button.get_attribute("aria-label")
+
+
+def test_the_lens_of_the_search_field_leaves_its_text_free(browser):
+    with Visit(browser, "search", viewport=PHONE) as visit:
+        form = visit.page.locator("article form.bd-search, .bd-search-container form.bd-search").first
+        lens, text = form.evaluate(
+            """form => {
+                const field = form.querySelector("input");
+                const start = field.getBoundingClientRect().left + parseFloat(getComputedStyle(field).paddingLeft);
+                return [form.querySelector("i").getBoundingClientRect().right, start];
+            }"""
+        )
+        assert lens < text
+
+
+def test_folded_derivations_are_in_full_ink_to_their_end(browser):
+    with Visit(browser, "chapters/mxfp8", viewport=DESKTOP) as visit:
+        inks = visit.page.evaluate(
+            """() => [...document.querySelectorAll(".sd-dropdown .sd-card-body > p, article > section > p:not(.run-line)")]
+                .map(p => getComputedStyle(p).color + getComputedStyle(p).fontSize)"""
+        )
+        assert len(inks) > 10
+        assert len(set(inks)) == 1
+
+
+def test_badges_stand_at_the_right_end_of_their_table(browser):
+    with Visit(browser, "chapters/occupancy", viewport=DESKTOP) as visit:
+        apart = visit.page.evaluate(
+            """() => [...document.querySelectorAll(".result-table + .evidence-line")].map(line => {
+                const table = line.previousElementSibling.getBoundingClientRect();
+                return Math.abs(line.lastElementChild.getBoundingClientRect().right - table.right);
+            })"""
+        )
+        assert len(apart) > 10
+        assert max(apart) < 2
 
 
 def test_icons_are_drawn_by_the_web_font(browser):
@@ -336,6 +414,35 @@ def test_links_that_an_explorer_makes_lead_somewhere(browser, name):
     with Visit(browser, name, viewport=DESKTOP) as visit:
         links = visit.page.evaluate("[...document.querySelectorAll('a[href]')].map(a => a.getAttribute('href'))")
         assert [problem for link in links if (problem := broken(f"{name}.html", link))] == []
+
+
+SHIFTS = """
+    window.shifted = 0;
+    new PerformanceObserver(list => { for (const shift of list.getEntries()) shifted += shift.value; })
+        .observe({type: "layout-shift", buffered: true});
+"""
+
+
+@pytest.mark.parametrize("name", ["intro", "chapters/mxfp8", "explorers/occupancy", "explorers/mx-block"])
+def test_nothing_on_a_phone_moves_while_a_page_loads(browser, name):
+    context = browser.new_context(viewport=PHONE)
+    context.add_init_script(SHIFTS)
+    page = context.new_page()
+    page.goto((HTML / f"{name}.html").as_uri())
+    page.wait_for_timeout(1_500)
+    assert page.evaluate("shifted") < 0.05  # 0.1 is "good" by web.dev's measure
+    context.close()
+
+
+def test_high_contrast_keeps_the_bars_of_an_explorer(browser):
+    context = browser.new_context(forced_colors="active", viewport=DESKTOP)
+    page = context.new_page()
+    page.goto((HTML / "explorers/occupancy.html").as_uri())
+    bar = page.locator(".explorer-bar").first
+    bar.wait_for()
+    painted = bar.evaluate("bar => getComputedStyle(bar, '::before').backgroundColor")
+    assert painted not in (page.evaluate("getComputedStyle(document.body).backgroundColor"), "rgba(0, 0, 0, 0)")
+    context.close()
 
 
 @pytest.mark.parametrize("name", ["index", "404", "search", "genindex"])
