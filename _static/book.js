@@ -7,7 +7,7 @@
 
   function reach() {
     for (const box of document.querySelectorAll(BOXES)) {
-      const scrolls = box.scrollWidth > box.clientWidth && getComputedStyle(box).overflowX !== "visible";
+      const scrolls = box.scrollWidth > box.clientWidth + 1 && getComputedStyle(box).overflowX !== "visible";
       if (scrolls) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
       point(box);
