@@ -7,7 +7,7 @@
 
   function reach() {
     for (const box of document.querySelectorAll(BOXES)) {
-      const scrolls = box.scrollWidth > box.clientWidth && getComputedStyle(box).overflowX !== "visible";
+      const scrolls = box.scrollWidth > box.clientWidth + 1 && getComputedStyle(box).overflowX !== "visible";
       if (scrolls) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
       point(box);
@@ -41,6 +41,19 @@
     const textOf = Search.htmlToText;
     Search.htmlToText = (html, ...rest) =>
       textOf(html.replace(/<(span|a) class="evidence evidence-[^>]*>[^<]*<\/\1>/g, "").replaceAll("<sup>", "<sup>^"), ...rest);
+  });
+
+  // A power is one word of the index (_ext/book_search.py), however it is typed: 2^-127, 2**-127, 2⁻¹²⁷.
+  const RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹";
+  const lowered = (digits) => "^" + [...digits].map((digit) => (digit === "⁻" ? "-" : RAISED.indexOf(digit))).join("");
+  const powersAsWords = (query) =>
+    query
+      .replace(/[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+/g, lowered)
+      .replace(/(\d+)\s*(?:\^|\*\*)\s*[({]?\s*([-−]?)\s*(\d+)[)}]?/g, (_, base, sign, exponent) => `${base}pow_${sign && "minus"}${exponent}`);
+  document.addEventListener("DOMContentLoaded", () => {
+    if (typeof splitQuery === "undefined") return;
+    const split = splitQuery;
+    splitQuery = (query) => split(powersAsWords(query));
   });
 
   // A notebook is to be saved: a browser shows its JSON (jupyter-book issue 2237).

@@ -101,6 +101,12 @@ def test_bullets_and_code_blocks_stay():
     assert made == ["", "- one", "  more", "", "- two", "", "Like this::", "", "    a = b ** 2  # c", ""]
 
 
+def test_a_formula_set_apart_keeps_its_lines():
+    made = restructured(["With x = waves,", "", "    rate = min(1, x)", "    y    = 2 x", "", "so *all* lie on it."])
+    shown = [".. code-block:: text", "", "    rate = min(1, x)", "    y    = 2 x", ""]
+    assert made == ["With x = waves,", "", *shown, r"so \*all\* lie on it.", ""]
+
+
 @pytest.mark.built
 @pytest.mark.parametrize("name", CONTRACTS)
 def test_api_page_describes_the_contracts(name):

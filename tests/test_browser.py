@@ -1,6 +1,8 @@
 """The built book in Chromium, opened from disk: nothing fetched, nothing logged, nothing wider than the screen."""
 
+import re
 import shutil
+from urllib.parse import quote_plus
 
 import pytest
 from conftest import ROOT
@@ -141,6 +143,84 @@ def test_a_dark_system_gets_a_dark_page_before_the_theme_script_runs(browser):
         context.close()
 
 
+def test_a_page_without_javascript_has_its_colours_and_a_phone_its_menu(browser):
+    context = browser.new_context(java_script_enabled=False, color_scheme="dark", viewport=PHONE)
+    page = context.new_page()
+    page.goto((HTML / "chapters/mxfp8.html").as_uri())
+    link, text, face = (
+        page.locator(where).first.evaluate(f"element => getComputedStyle(element).{what}")
+        for where, what in [
+            ("article p a.internal", "color"),
+            ("article p", "color"),
+            ("div.cell_input", "backgroundColor"),
+        ]
+    )
+    assert link != text
+    assert min(channels(face)) > 200 > 100 > max(channels(text))  # dark on light, whatever the system prefers
+    assert page.locator(".bd-sidebar-primary a", has_text="Projects").first.is_visible()
+    assert not page.locator(".bd-header-article button:visible").count()
+    context.close()
+
+
+def channels(colour):
+    """Red, green and blue of a computed colour."""
+    return [int(part) for part in re.findall(r"\d+", colour)[:3]]
+
+
+@pytest.mark.parametrize("name", ["intro", *ARTICLES])
+def test_first_screen_of_a_phone_shows_more_than_a_title(browser, name):
+    with Visit(browser, name, viewport=PHONE) as visit:
+        title = visit.page.locator("article h1")
+        assert title.evaluate("title => title.getBoundingClientRect().bottom") < PHONE["height"] / 3
+
+
+def test_buttons_above_a_page_show_the_focus(browser):
+    with Visit(browser, "chapters/mxfp8", viewport=DESKTOP) as visit:
+        buttons = visit.page.locator(".bd-header-article button:visible").all()
+        assert len(buttons) >= 4
+        visit.page.keyboard.press("Tab")  # from here on, focus counts as set by the keyboard
+        for button in buttons:
+            button.focus()
+            outline, shadow = button.evaluate("b => [getComputedStyle(b).outlineStyle, getComputedStyle(b).boxShadow]")
+            assert outline != "none" or shadow != "none", button.get_attribute("aria-label")
+
+
+def test_the_lens_of_the_search_field_leaves_its_text_free(browser):
+    with Visit(browser, "search", viewport=PHONE) as visit:
+        form = visit.page.locator("article form.bd-search, .bd-search-container form.bd-search").first
+        lens, text = form.evaluate(
+            """form => {
+                const field = form.querySelector("input");
+                const start = field.getBoundingClientRect().left + parseFloat(getComputedStyle(field).paddingLeft);
+                return [form.querySelector("i").getBoundingClientRect().right, start];
+            }"""
+        )
+        assert lens < text
+
+
+def test_folded_derivations_are_in_full_ink_to_their_end(browser):
+    with Visit(browser, "chapters/mxfp8", viewport=DESKTOP) as visit:
+        inks = visit.page.evaluate(
+            """() => [...document.querySelectorAll(".sd-dropdown .sd-card-body > p, section > p:not([class])")]
+                .map(p => getComputedStyle(p).color + getComputedStyle(p).fontSize)"""
+        )
+        assert len(inks) > 10
+        assert len(set(inks)) == 1
+
+
+def test_badges_stand_at_the_right_end_of_their_table(browser):
+    with Visit(browser, "chapters/occupancy", viewport=DESKTOP) as visit:
+        apart = visit.page.evaluate(
+            """() => [...document.querySelectorAll(".result-table + .evidence-line")].map(line => {
+                const box = line.previousElementSibling;
+                const ends = [box, box.querySelector("table")].map(one => one.getBoundingClientRect().right);
+                return Math.abs(line.lastElementChild.getBoundingClientRect().right - Math.min(...ends));
+            })"""
+        )
+        assert len(apart) > 10
+        assert max(apart) < 2
+
+
 def test_icons_are_drawn_by_the_web_font(browser):
     with Visit(browser, "intro", viewport=DESKTOP) as visit:
         visit.page.wait_for_function("document.fonts.status === 'loaded'")
@@ -182,11 +262,15 @@ def test_search_finds_a_page_offline(browser):
         ("gfx950", "chapters/occupancy.html"),  # in cells of result tables
         ("v_mfma_f32_16x16x32_fp8_fp8", "chapters/mxfp8.html"),  # only there
         ("compiled clang", "chapters/occupancy.html"),  # in what a badge says
+        ("2^-127", "chapters/mxfp8.html"),
+        ("2**-127", "chapters/mxfp8.html"),
+        ("2⁻¹²⁷", "chapters/mxfp8.html"),
+        ("outliers 2^17", "chapters/training.html"),
     ],
 )
 def test_search_opened_from_disk_finds_words_of_results_and_badges(browser, words, page):
     with Visit(browser, "search", viewport=DESKTOP) as visit:
-        visit.page.goto((HTML / "search.html").as_uri() + f"?q={words.replace(' ', '+')}")
+        visit.page.goto((HTML / "search.html").as_uri() + f"?q={quote_plus(words)}")
         visit.page.wait_for_selector("#search-results li a", timeout=20_000)
         visit.page.wait_for_selector("#search-results p.search-summary:has-text('finished')", timeout=20_000)
         found = [link.get_attribute("href") for link in visit.page.locator("#search-results li a").all()]
@@ -255,7 +339,7 @@ def test_a_table_says_on_which_side_it_holds_more(browser, kind):
             box.scrollLeft = left;
             box.dispatchEvent(new Event("scroll"));
             const first = box.querySelector("tr > *").getBoundingClientRect().left - box.getBoundingClientRect().left;
-            return [box.scrollWidth > box.clientWidth, getComputedStyle(box, "::after").content, first];
+            return [box.scrollWidth > box.clientWidth + 1, getComputedStyle(box, "::after").content, first];
         })"""
         at_start, at_end = (visit.page.evaluate(said, [kind, left]) for left in (0, 9999))
         assert {wide for wide, *_ in at_start} >= {True} or kind != ".result-table"
@@ -331,6 +415,36 @@ def test_links_that_an_explorer_makes_lead_somewhere(browser, name):
     with Visit(browser, name, viewport=DESKTOP) as visit:
         links = visit.page.evaluate("[...document.querySelectorAll('a[href]')].map(a => a.getAttribute('href'))")
         assert [problem for link in links if (problem := broken(f"{name}.html", link))] == []
+
+
+SHIFTS = """
+    window.shifted = 0;
+    new PerformanceObserver(list => { for (const shift of list.getEntries()) shifted += shift.value; })
+        .observe({type: "layout-shift", buffered: true});
+"""
+
+
+@pytest.mark.parametrize("name", ["intro", "chapters/mxfp8", "explorers/occupancy", "explorers/mx-block"])
+def test_nothing_on_a_phone_moves_while_a_page_loads(browser, name):
+    context = browser.new_context(viewport=PHONE)
+    context.add_init_script(SHIFTS)
+    page = context.new_page()
+    page.goto((HTML / f"{name}.html").as_uri())
+    page.wait_for_timeout(1_500)
+    assert page.evaluate("shifted") < 0.05  # 0.1 is "good" by web.dev's measure
+    context.close()
+
+
+def test_high_contrast_keeps_the_bars_of_an_explorer(browser):
+    context = browser.new_context(forced_colors="active", viewport=DESKTOP)
+    page = context.new_page()
+    page.goto((HTML / "explorers/occupancy.html").as_uri())
+    bar = page.locator(".explorer-bar").first
+    bar.wait_for()
+    painted = bar.evaluate("bar => getComputedStyle(bar, '::before').backgroundColor")
+    face = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert channels(painted) != channels(face)
+    context.close()
 
 
 @pytest.mark.parametrize("name", ["index", "404", "search", "genindex"])

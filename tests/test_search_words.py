@@ -1,6 +1,7 @@
 """What the search index reads in a result's HTML."""
 
-from book_search import readable, words
+import pytest
+from book_search import powers, readable, words
 from docutils import nodes
 from docutils.utils import new_document
 
@@ -26,3 +27,25 @@ def test_the_page_itself_keeps_its_html():
     copy = readable(page)
     assert [type(node) for node in copy.children] == [nodes.inline, nodes.raw]
     assert page.pformat() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("from 2⁻¹²⁷ to 10³⁸", "2pow_minus127 10pow_38"),
+        ("2^−127, 2**-127 and 2^{-127}", "2pow_minus127"),  # the sign of typeset and of typed numbers
+        ("x⁻¹, 2.0**-24, 2 * 127, 2-127", ""),
+    ],
+)
+def test_a_power_is_a_word(text, found):
+    assert powers(text) == found
+
+
+def test_a_power_set_in_html_is_a_word_and_a_title_stays_as_it_is():
+    page = new_document("page")
+    page += nodes.title("", "Up to 2⁻¹²⁷")
+    page += nodes.paragraph("", "", nodes.Text("code 0 is 2"), nodes.raw("", "<sup>", format="html"))
+    page[-1] += [nodes.inline("", "−127"), nodes.raw("", "</sup>", format="html"), nodes.Text(", not zero.")]
+    copy = readable(page)
+    assert copy[0].astext() == "Up to 2⁻¹²⁷"
+    assert copy[1].astext() == "code 0 is 2^−127, not zero. 2pow_minus127"

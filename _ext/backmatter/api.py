@@ -98,6 +98,8 @@ def restructured(lines: list[str], fields: Collection[str] = ()) -> list[str]:
         literal = literal and indented
         if literal:
             made += [*block, ""]
+        elif all(line.startswith("    ") for line in block):  # formulas, or columns set apart: as in the source
+            made += [".. code-block:: text", "", *block, ""]
         elif _is_columns(block):
             made += _definitions(block, fields)
         else:

@@ -14,9 +14,31 @@ from sphinx.errors import ExtensionError
 ICON_SCRIPT = "_static/scripts/fontawesome.js"
 # The theme follows the system's choice of dark or light by a deferred script: until then a dark page would be white.
 FIRST_PAINT = """<script>
-  if (!["light", "dark"].includes(document.documentElement.dataset.mode))
-    document.documentElement.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  {
+    const page = document.documentElement.dataset;
+    page.mode = localStorage.getItem("mode") || "auto";
+    if (!["light", "dark"].includes(page.mode))
+      page.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  }
 </script>
+"""
+# Without JavaScript the buttons above a page do nothing: the menu that one of them opens stands below the page instead.
+NO_SCRIPT = """<noscript><style>
+  .bd-header-article :is(button, .dropdown) { display: none !important; }
+  @media (max-width: 959.98px) {
+    .bd-container__inner { flex-wrap: wrap; }
+    .bd-sidebar-primary {
+      order: 1;
+      position: static;
+      visibility: visible;
+      width: 100%;
+      max-width: none;
+      height: auto;
+      max-height: none;
+      margin: 0;
+    }
+  }
+</style></noscript>
 """
 
 
@@ -55,7 +77,7 @@ def lean_head(html: str) -> Markup:
     kept = [line for line in lines if ICON_SCRIPT not in line]
     if len(kept) != len(lines) - 1:
         raise ExtensionError(f"the theme's head has {len(lines) - len(kept)} lines with {ICON_SCRIPT}, not one")
-    return Markup("".join(kept) + FIRST_PAINT)
+    return Markup("".join(kept) + FIRST_PAINT + NO_SCRIPT)
 
 
 def setup(app) -> None:

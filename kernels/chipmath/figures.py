@@ -2,7 +2,7 @@
 
 Every function returns a `Figure` and requires `alt`, the text that says what a reader would see. Titles do not exist:
 the caption comes from the page (`mystnb.figure`). Axis labels carry quantity and unit. Each drawing is laid out twice
-with the same text size, for a column of 7 inches and for a phone; `_static/figures.css` shows the one that fits.
+with the same text size, for a column of 6.4 inches and for a phone; `_static/figures.css` shows the one that fits.
 
 Colours come from `PALETTE` only, so that dark mode can lighten them; a series differs from the next one by marker, dash
 or hatch as well. `AMD` and `NVIDIA` are the vendors' colours throughout the book: `colors={"H100": figures.NVIDIA}`.
@@ -41,7 +41,7 @@ PALETTE = {
     "#000000": "currentColor",  # matplotlib's own ink
     FACE: "var(--fig-face, Canvas)",
 }
-WIDTH, NARROW_WIDTH = 7.0, 3.8  # inches; the narrow one keeps text at 9 px or more on a phone of 360 CSS pixels
+WIDTH, NARROW_WIDTH = 6.4, 3.45  # inches; in the narrow one SMALL is 10 px or more on a phone of 360 CSS pixels
 SMALL = 8  # points; tick and value labels
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -90,14 +90,14 @@ class _Look(NamedTuple):
     hatch: str
 
 
-# The vendors' colours come late, so that a plot without devices rarely borrows them.
+# The vendors' colours come last, so that a plot without devices rarely borrows them.
 _LOOKS = (
     _Look(BLUE, "o", "-", ""),
     _Look(PURPLE, "s", (0, (4, 1.4)), "////"),
     _Look(INK, "^", (0, (1, 1.2)), "\\\\\\\\"),
+    _Look((INK, 0.6), "P", (0, (3, 1.2, 1, 1.2, 1, 1.2)), "++++"),
     _Look(ORANGE, "D", (0, (6, 1.4, 1, 1.4)), "xxxx"),
     _Look(GREEN, "v", (0, (9, 2)), "||||"),
-    _Look((INK, 0.6), "P", (0, (3, 1.2, 1, 1.2, 1, 1.2)), "++++"),
 )
 
 
@@ -683,16 +683,19 @@ def _write_labels(ax: Axes, xlabel: str, ylabel: str) -> None:
 
 
 def _legend_above(ax: Axes, points_above: float) -> None:
-    """Put the legend above the plot, in as few lines as its width allows."""
-    count = len(ax.get_legend_handles_labels()[1])
+    """Put the legend above the plot, in as few lines as its width allows; a long label takes two."""
+    handles, labels = ax.get_legend_handles_labels()
+    count, letters = len(labels), int(_width(ax) * 11) - 6  # that fit beside a handle
     if count < 2:
         return
+    labels = [textwrap.fill(label, letters) for label in labels]
     fig = ax.get_figure()
     fig.draw_without_rendering()
     room = fig.bbox.x1 - ax.get_window_extent().x0
     above = ax.transAxes + ScaledTranslation(0, points_above / 72, fig.dpi_scale_trans)
     for rows in range(1, count + 1):
-        legend = ax.legend(loc="lower left", bbox_to_anchor=(0, 1), bbox_transform=above, ncols=-(-count // rows))
+        at = {"loc": "lower left", "bbox_to_anchor": (0, 1), "bbox_transform": above}
+        legend = ax.legend(handles, labels, ncols=-(-count // rows), **at)
         if legend.get_window_extent(fig.canvas.get_renderer()).width <= room:
             return
 
