@@ -1,5 +1,6 @@
 """The local Sphinx extension, on a toy book that is really built."""
 
+import asyncio
 import hashlib
 import os
 import re
@@ -12,7 +13,10 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from chipbook import badges, execution, head
-from conftest import ToyBook
+from chipmath.recordings import newest
+from conftest import ROOT, ToyBook
+from docutils import nodes
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from sphinx.errors import ExtensionError
 
 
@@ -47,13 +51,13 @@ def test_execution_key_ignores_pages_and_generated_files(tmp_path):
     assert execution.execution_key(tmp_path, {}) == before
 
 
-def test_versions_name_what_is_installed():
-    import numpy
-    import torch
-
-    found = execution.versions()
-    assert found["numpy"] == numpy.__version__
-    assert found["torch"] == torch.__version__
+@pytest.mark.parametrize("name", ["torch", "triton", "triton-rocm", "pytorch-triton-rocm", "numpy", "matplotlib"])
+def test_versions_name_what_is_installed(monkeypatch, name):
+    """Of every package that computes or draws a result, by the names that torch's builds give to Triton."""
+    monkeypatch.setattr(execution.metadata, "version", {name: "1.2.3"}.__getitem__)
+    monkeypatch.setattr(execution.metadata, "PackageNotFoundError", KeyError)
+    assert execution.versions().items() >= {name: "1.2.3"}.items()
+    assert execution.versions().keys() == {"python", "machine", name}
 
 
 def test_pages_are_executed_only_when_a_result_can_change(toy_book):
@@ -198,7 +202,7 @@ def test_other_versions_and_other_gpus_have_another_cache(app, monkeypatch, what
     assert cache_of(app) != before
 
 
-@pytest.mark.parametrize("name", execution.VISIBLE_DEVICES)
+@pytest.mark.parametrize("name", ["CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"])
 def test_hidden_devices_have_another_cache(app, monkeypatch, name):
     monkeypatch.setenv(name, "0")
     before = cache_of(app)
@@ -249,11 +253,49 @@ def test_pages_run_one_after_the_other_where_a_gpu_is(app, monkeypatch, gpus, at
     assert asked == [(3, at_once)]
 
 
-def test_a_container_shows_its_gpu_as_a_device_node(tmp_path, monkeypatch):
-    for name in ("nvidia0", "nvidiactl", "null"):
-        (tmp_path / name).touch()
-    monkeypatch.setattr(execution, "Path", lambda place: tmp_path if place == "/dev" else tmp_path / "none")
-    assert execution.gpus() == [str(tmp_path / "nvidia0")]
+def test_gpus_are_found_wherever_the_system_shows_them(tmp_path, monkeypatch):
+    """NVIDIA's driver, AMD's topology without its CPU nodes, and the device nodes of containers and of WSL."""
+    nodes = "sys/class/kfd/kfd/topology/nodes"
+    shown = {
+        "proc/driver/nvidia/gpus/0000:01:00.0/information": "Model: \t A Card\nIRQ: 7\nGPU UUID: \t GPU-1\n",
+        f"{nodes}/0/properties": "cpu_cores_count 64\ngfx_target_version 0\n",
+        f"{nodes}/1/properties": "simd_count 1024\ngfx_target_version 90500\n",
+        f"{nodes}/2/properties": "\n",
+    } | {f"dev/{name}": "" for name in ("nvidia0", "nvidiactl", "null", "dxg")}
+    for name, text in shown.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(execution, "Path", lambda place: tmp_path / place.removeprefix("/"))
+    device_nodes = [str(tmp_path / "dev/nvidia0"), str(tmp_path / "dev/dxg")]
+    assert execution.gpus() == ["Model: \t A Card", "GPU UUID: \t GPU-1", "gfx_target_version 90500", *device_nodes]
+
+
+@pytest.mark.parametrize("error", [CellTimeoutError("too long"), DeadKernelError("Kernel died")])
+def test_a_page_that_hangs_or_loses_its_kernel_has_failed(monkeypatch, error):
+    given = {}
+
+    class Client:
+        def __init__(self, notebook, **options):
+            given.update(options)
+
+        async def async_execute(self):
+            raise error
+
+    monkeypatch.setattr(execution, "NotebookClient", Client)
+    page = execution.Execution("page", Path("chapters/page.md"), nbformat.v4.new_notebook())
+    asyncio.run(execution._execute_all([page], 1, 7))
+    assert page.error == str(error)
+    assert (given["timeout"], given["resources"]) == (7, {"metadata": {"path": "chapters"}})
+
+
+def test_every_output_of_a_page_is_looked_at_for_an_error():
+    raised = nbformat.v4.new_output("error", ename="ValueError", evalue="x", traceback=["ValueError: no such row"])
+    cells = [nbformat.v4.new_code_cell("a"), nbformat.v4.new_markdown_cell("b"), nbformat.v4.new_code_cell("c")]
+    for cell in cells[::2]:
+        cell.outputs = [nbformat.v4.new_output("stream", text="1"), nbformat.v4.new_output("display_data")]
+    assert execution._display_error(nbformat.v4.new_notebook(cells=cells)) == ""
+    cells[2].outputs.append(raised)
+    assert execution._display_error(nbformat.v4.new_notebook(cells=cells)) == "ValueError: no such row"
 
 
 # Pages
@@ -388,6 +430,80 @@ def test_prose_about_evidence_is_not_a_badge(html):
     assert not badges.badges(html)
 
 
+def claimed(html, text="1.5"):
+    """Data and metadata of a display that passes its own HTML off as a result: they hold the right digest."""
+    written = hashlib.sha256("\0".join((badges.METADATA_KEY, html, text)).encode()).hexdigest()
+    return {"text/html": html, "text/plain": text}, {badges.METADATA_KEY: {"sha256": written}}
+
+
+TILES = newest("mx_tiles")  # a committed recording, compiled
+RIGHT_TIP = f"commit {TILES.commit[:7]}, {TILES.taken[:10]}"
+
+
+def compiled_badge(tip=RIGHT_TIP, classes="evidence evidence-compiled"):
+    return f'<b class="{classes}" data-recording="{TILES.file_name}" data-tip="{tip}">‹›</b>'
+
+
+def test_a_right_badge_has_no_errors():
+    assert badges.errors_of(*claimed(f'<span class="evidence-value">1.5{compiled_badge()}</span>'), ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("html", "error"),
+    [
+        (compiled_badge(tip=f"commit {TILES.commit[:7]}, 2020-01-01"), "a tip that does not name commit and date of"),
+        (compiled_badge(tip=f"commit 0000000, {TILES.taken[:10]}"), "a tip that does not name commit and date of"),
+        (compiled_badge(classes="evidence evidence-measured"), "no measured recording 'compiled-mx_tiles.json'"),
+        ('<b class="evidence-value evidence-measured">±</b>', "no badge has the classes 'evidence-value evidence-me"),
+        ('<b class="evidence-line evidence">±</b>', "no badge has the classes 'evidence-line evidence'"),
+        ('<b class="evidence evidence-cited evidence-measured">±</b>', "no badge has the classes"),
+        *(
+            (html, "a result holds a script, a style or a frame")
+            for html in (
+                "<script>x()</script>",
+                "<style>.z::after {content: '±'}</style>",
+                "<svg><STYLE>b {color: red}</STYLE></svg>",
+                "<link rel=stylesheet href=x.css>",
+                "<iframe srcdoc='±'></iframe>",
+                "<object data=x.svg></object>",
+                "<embed src=x.svg>",
+                "<p ONCLICK=x()>1.5</p>",
+            )
+        ),
+    ],
+)
+def test_what_passes_itself_off_as_a_result_is_refused(html, error):
+    """Displayed by a cell, or glued and quoted: the same rules hold."""
+    (told,) = badges.errors_of(*claimed(html), ROOT)
+    assert told.startswith(error)
+    env = SimpleNamespace(srcdir=str(ROOT))
+    with pytest.raises(ExtensionError, match=f"^page:7: {re.escape(told)}"):
+        badges._result(*claimed(html), env, "page:7", "key")
+
+
+def test_a_badge_copied_in_the_finished_page_is_one_too_many():
+    """Equal to a right one, to the letter: they are counted."""
+    document = nodes.container("", badges.ResultHTML("", f"1.5{compiled_badge()}", format="html"))
+    shown = {"body": f"<p>1.5{compiled_badge()}</p>"}
+    badges.check_page(None, "page", "page.html", shown, document)
+    shown["body"] += compiled_badge()
+    with pytest.raises(ExtensionError, match=r"^page: a badge is typed by hand"):
+        badges.check_page(None, "page", "page.html", shown, document)
+
+
+@pytest.mark.parametrize(
+    ("authors", "named"),
+    [
+        ("Ann Bee", "Bee"),
+        ("Ann Bee and {Dee Inc.}", "Bee and Dee Inc."),
+        ("Ann Bee and Cid Dee and Eve Fay", "Bee et al."),
+    ],
+)
+def test_a_source_is_named_in_a_line(tmp_path, authors, named):
+    (tmp_path / "references.bib").write_text(f"@misc{{k, author={{{authors}}}, title={{{{A}} Title}}, year={{2023}}}}")
+    assert badges.bibliography(tmp_path) == {"k": f"{named}, A Title, 2023"}
+
+
 TYPED = [
     '1.5 <SPAN CLASS="evidence-measured evidence">±</SPAN>',
     '1.5 <span class="&#101;vidence evidence-measured">±</span>',
@@ -426,6 +542,7 @@ OWN_HTML = [
     "<iframe srcdoc='<b class=&quot;evi&amp;#100;ence&quot;>±</b>'></iframe>",
     "<b style='border: 1px solid'>±</b>",
     "<sup onclick='x()'>",
+    "<br><style>.z::after {content: '±'}</style>",
     '<span cla\n```\n\n```{raw} html\nss="evidence evidence-measured">±</span>',
 ]
 
@@ -515,11 +632,12 @@ def test_every_badge_made_in_a_cell_fails_the_build_with_its_cell(built_book):
 
 def saved_notebook(path, *tags):
     """A notebook whose saved output claims to be a result, as an editor or a hand left it."""
-    html = '99.5<span class="evidence evidence-computed">=</span>'
-    written = hashlib.sha256("\0".join((badges.METADATA_KEY, html, "99.5")).encode()).hexdigest()
-    bundle = {"data": {"text/html": html, "text/plain": "99.5"}, "metadata": {badges.METADATA_KEY: {"sha256": written}}}
+    data, metadata = claimed('99.5<span class="evidence evidence-computed">=</span>', "99.5")
     cells = [nbformat.v4.new_markdown_cell("# Saved"), nbformat.v4.new_code_cell("print('this build')")]
-    cells[1].outputs, cells[1].metadata.tags = [nbformat.v4.new_output("display_data", **bundle)], list(tags)
+    cells[1].outputs, cells[1].metadata.tags = (
+        [nbformat.v4.new_output("display_data", data=data, metadata=metadata)],
+        list(tags),
+    )
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
 
