@@ -408,7 +408,7 @@ SPELLINGS = [
     BADGE,
     '<SPAN CLASS="evidence-measured evidence">',
     "<b class=evidence>",
-    '<b class="&#101;vidence evidence-cited">',
+    '<b class="&#101;vidence &#101;vidence-cited">',
     '<b class="EVIDENCE-MEASURED">',
     '<b class="evidence\nevidence-measured">',
     '<b class="evidence" class="x">',  # a browser takes the first
@@ -479,6 +479,17 @@ def test_what_passes_itself_off_as_a_result_is_refused(html, error):
     env = SimpleNamespace(srcdir=str(ROOT))
     with pytest.raises(ExtensionError, match=f"^page:7: {re.escape(told)}"):
         badges._result(*claimed(html), env, "page:7", "key")
+
+
+@pytest.mark.parametrize("mark", [None, "yes", {}, {"kind": "computed"}, {"sha256": "0" * 64}])
+def test_what_no_result_object_wrote_is_refused(mark):
+    data, metadata = claimed("1.5")
+    assert badges.errors_of(data, metadata, ROOT) == []
+    for changed in ({**data, "text/html": "2.5"}, {**data, "text/plain": "2.5"}):
+        (told,) = badges.errors_of(changed, metadata, ROOT)
+        assert told.startswith("not as a result of chipmath.evidence displays itself")
+    (told,) = badges.errors_of(data, {badges.METADATA_KEY: mark}, ROOT)
+    assert told.startswith("not as a result of chipmath.evidence displays itself: '1.5'")
 
 
 def test_a_badge_copied_in_the_finished_page_is_one_too_many():
