@@ -35,8 +35,10 @@ def test_execution_key_sees_every_change_that_can_change_a_result(tmp_path):
         keys.append(execution.execution_key(tmp_path, settings))
     for name in settings:
         keys.append(execution.execution_key(tmp_path, settings | {name: "other"}))
-    (package / "new.hip").write_text("")
-    keys.append(execution.execution_key(tmp_path, settings))
+    for name in ("new.hip", "renamed.hip"):  # the same contents by another name
+        (package / name).write_text("")
+        keys.append(execution.execution_key(tmp_path, settings))
+        (package / name).unlink()
     assert len(set(keys)) == len(keys)
 
 
@@ -457,6 +459,11 @@ def test_a_right_badge_has_no_errors():
         ('<b class="evidence-value evidence-measured">±</b>', "no badge has the classes 'evidence-value evidence-me"),
         ('<b class="evidence-line evidence">±</b>', "no badge has the classes 'evidence-line evidence'"),
         ('<b class="evidence evidence-cited evidence-measured">±</b>', "no badge has the classes"),
+        (
+            '<b class="evidence evidence-cited" data-cite="nobody2020">”</b>',
+            "a result cites 'nobody2020', which refere",
+        ),
+        ('<b class="evidence evidence-computed" data-recording="x.json">=</b>', "no computed recording 'x.json'"),
         *(
             (html, "a result holds a script, a style or a frame")
             for html in (
@@ -490,6 +497,15 @@ def test_what_no_result_object_wrote_is_refused(mark):
         assert told.startswith("not as a result of chipmath.evidence displays itself")
     (told,) = badges.errors_of(data, {badges.METADATA_KEY: mark}, ROOT)
     assert told.startswith("not as a result of chipmath.evidence displays itself: '1.5'")
+
+
+@pytest.mark.parametrize("found", [[], ["Model: A Card"]])
+def test_only_a_measured_result_is_live_and_only_where_a_gpu_is(monkeypatch, found):
+    monkeypatch.setattr(badges, "gpus", lambda: found)
+    live = '<b class="evidence evidence-{}" data-live="residency">±</b>'
+    told = badges.errors_of(*claimed(live.format("measured")), ROOT)
+    assert told == ([] if found else ["a live result of 'residency', and this machine has no GPU"])
+    assert badges.errors_of(*claimed(live.format("compiled")), ROOT)
 
 
 def test_a_badge_copied_in_the_finished_page_is_one_too_many():
@@ -669,13 +685,13 @@ def test_outputs_saved_in_a_notebook_are_thrown_away(built_book, put_back, tags)
     assert printed == ([] if tags else ["this build"])
 
 
-@pytest.mark.parametrize("mode", ["off", "inline"])
-def test_no_page_decides_how_it_is_executed(built_book, put_back, mode):
+@pytest.mark.parametrize("option", ["execution_mode: 'off'", "execution_allow_errors: true"])
+def test_no_page_decides_how_it_is_executed(built_book, put_back, option):
     text = built_book.page.read_text()
-    built_book.page.write_text(text.replace("kernelspec:", f"mystnb: {{execution_mode: '{mode}'}}\nkernelspec:"))
+    built_book.page.write_text(text.replace("kernelspec:", f"mystnb: {{{option}}}\nkernelspec:"))
     status, output = built_book.build()
     assert status != 0
-    assert "page: execution_mode: how pages are executed is set in _config.yml, for all" in output
+    assert f"page: {option.partition(':')[0]}: how pages are executed is set in _config.yml, for all" in output
 
 
 def test_a_made_up_live_recording_is_refused_where_it_is_made(built_book):

@@ -118,7 +118,7 @@ def _badge_error(badge: Tag, root: Path) -> str:
     if kind == "cited":
         known = badge.get("data-cite") in bibliography(root)
         return "" if known else f"a result cites {badge.get('data-cite')!r}, which references.bib does not have"
-    if "data-live" in badge.attrs:
+    if kind == "measured" and "data-live" in badge.attrs:
         return "" if gpus() else f"a live result of {badge['data-live']!r}, and this machine has no GPU"
     if kind == "computed" and "data-recording" not in badge.attrs:
         return ""
