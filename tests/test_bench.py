@@ -664,6 +664,16 @@ def test_the_kernel_counts_before_and_after_it_stays(arch):
     assert re.compile(fence).search(binary.isa, at), "counted out before the group ends"
 
 
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_launch_is_counted_and_every_fourth_in_the_quick_form(monkeypatch, quick):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(multi_processor_count=132))
+    monkeypatch.setattr(residency, "_measure", lambda arch, units, cases, *rest: (arch, units, cases))
+    counted = residency.measure(CARD, quick, silent)
+    assert counted == ("sm_90", 132, [case for i, case in enumerate(launches("sm_90")) if i % 4 == 0 or not quick])
+
+
 def test_unknown_chips_are_not_counted():
     with pytest.raises(ExperimentError, match=r"residency knows gfx942, gfx950, sm_80, .*, not gfx90a"):
         residency.measure(dataclasses.replace(CARD, arch="gfx90a"), True, silent)
@@ -713,12 +723,14 @@ def test_a_launch_reaches_the_driver_as_it_was_meant(monkeypatch, fake_driver, a
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(launching.gpu, "_load", lambda names: fake_driver)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     present, most, visits = torch.zeros(3, 4096, dtype=torch.int32).unbind()
+    waits = []  # for the arguments, and for what went wrong in the kernel: how many groups had come by then
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(int(visits.sum())))
     seeds, sums = torch.tensor([3, 4], dtype=torch.int32), torch.full((9 * 64,), -1, dtype=torch.int32)
     arguments = [present, most, visits, seeds, sums, 12345]
     launching.launch(binary(arch), 9, 64, arguments, dynamic_shared_bytes=70000)
     assert visits[:4].tolist() == [3, 3, 3, 0]
+    assert waits == [0, 9]
     assert most[:4].tolist() == [4, 4, 4, 0]
     assert set(sums.tolist()) == {7}
     with pytest.raises(DriverError, match="error 3, fake"):

@@ -35,7 +35,7 @@ def test_execution_key_sees_every_change_that_can_change_a_result(tmp_path):
         keys.append(execution.execution_key(tmp_path, settings))
     for name in settings:
         keys.append(execution.execution_key(tmp_path, settings | {name: "other"}))
-    for name in ("new.hip", "renamed.hip"):  # the same contents by another name
+    for name in ("new.hip", "newer.hip"):  # the same contents by another name
         (package / name).write_text("")
         keys.append(execution.execution_key(tmp_path, settings))
         (package / name).unlink()
@@ -150,12 +150,13 @@ def test_reading_time_is_that_of_the_main_line(toy_book):
 
 def test_corrections_are_a_table_with_live_values(toy_book):
     entry = '- {claim: "1.02 bytes", right: "{evidence}`ratio`, see [the intro](intro.md)", shown: "this page"}'
-    (toy_book.root / "corrections.yml").write_text(f"toy:\n{entry}\n")
+    other = "- {claim: b, right: c, shown: d}"
+    (toy_book.root / "corrections.yml").write_text(f"toy:\n{entry}\n{other}\n")
     toy_book.add("\n```{corrections} toy\n```\n")
     status, output = toy_book.build()
     assert status == 0, output
     cells = [cell.get_text(" ", strip=True) for cell in BeautifulSoup(toy_book.html(), "html.parser")("td")]
-    assert cells == ["1.02 bytes", "1.03125 = , see the intro", "this page"]
+    assert cells == ["1.02 bytes", "1.03125 = , see the intro", "this page", "b", "c", "d"]
 
     (toy_book.root / "corrections.yml").write_text(f"toy:\n{entry.replace('1.02', '1.03')}\n")
     assert toy_book.build()[0] == 0
@@ -700,7 +701,9 @@ def test_a_made_up_live_recording_is_refused_where_it_is_made(built_book):
     assert "not live: chipmath.bench has not taken this mx_tiles in this process" in output
 
 
-@pytest.mark.parametrize("role", ["{Glue}`bare`", "{glue:text}`bare:.2f`", "```{glue:figure} bare\n```"])
+@pytest.mark.parametrize(
+    "role", ["{Glue}`bare`", "{glue:text}`bare:.2f`", "```{glue:figure} bare\n```", "```{glue} bare\n```"]
+)
 def test_roles_that_show_a_bare_number_fail_the_build(built_book, role):
     output = built_with(built_book, built_book.page, role)
     assert re.search(r"page:1\d: \{glue.*\} shows a result bare; use \{evidence\}", output)

@@ -70,6 +70,31 @@ def test_equations_and_figures_keep_their_numbers():
     assert writer(figure={"fig-x": (2, 3)}).blocks(figure) == ["**Figure 2.3.** A finding."]
 
 
+def test_running_text_keeps_its_markup():
+    text = nodes.paragraph("", "x")
+    text += [nodes.superscript("", "2"), nodes.subscript("", "i"), nodes.math("", " a_b "), nodes.strong("", "c")]
+    text += [nodes.emphasis("", "d"), nodes.literal("", "e_f"), nodes.footnote_reference("", "3")]
+    text += nodes.reference("", "a page", refuri="page.html")
+    assert writer().blocks(text) == ["x<sup>2</sup><sub>i</sub>$a_b$**c***d*`e_f`[3][a page](page.html)"]
+
+
+def test_lists_count_and_keep_what_belongs_to_an_item():
+    items = [nodes.list_item("", nodes.paragraph("", word)) for word in ("one", "two")]
+    items[1] += nodes.bullet_list("", nodes.list_item("", nodes.paragraph("", "deep")))
+    (text,) = writer().blocks(nodes.enumerated_list("", *items, start=4))
+    assert text == "4. one\n5. two\n\n   - deep"
+
+
+@pytest.mark.parametrize(
+    ("hidden", "shown"), [({}, ["```python\ncode\n```", "result"]), ({"hide_mode": "input"}, ["result"])]
+)
+def test_a_hidden_cell_keeps_its_results(hidden, shown):
+    source = nodes.container("", nodes.literal_block("", "code", language="ipython3"), nb_element="cell_code_source")
+    output = nodes.container("", nodes.paragraph("", "result"), nb_element="cell_code_output")
+    cell = nodes.container("", source, output, nb_element="cell_code", **hidden)
+    assert writer().blocks(cell) == shown
+
+
 # --- the address ---
 
 
@@ -196,6 +221,7 @@ def test_page_names_its_other_forms_and_they_exist(page):
     menu = [link["href"] for link in soup.select(".dropdown-download-buttons a[href]")]
     assert set(forms) <= set(menu)
     assert f"{Path(page).name}.md" in forms
+    assert bool(soup.select_one('.run-line a[href$="reference/api.html"]')) == (page in ARTICLES)
     notebooks = [Path(name).name for name in names(page)] if page in ARTICLES else []
     assert sorted({form for form in forms if form.endswith(".ipynb")}) == sorted(notebooks)
     assert all((HTML / page).with_name(form).exists() for form in forms)
@@ -221,6 +247,11 @@ def test_notebooks_are_valid_clean_and_the_same_but_for_outputs(page):
     prose = "\n".join(re.sub(r"`[^`\n]+`", "", cell.source) for cell in clean.cells if cell.cell_type == "markdown")
     assert not ROLE.search(prose), ROLE.search(prose)
     assert "This notebook runs by itself" in clean.cells[0].source
+    page_html = BeautifulSoup((HTML / f"{page}.html").read_text(encoding="utf-8"), "html.parser")
+    if line := page_html.select_one(".last-updated"):  # none without the history
+        assert line.get_text().strip().removeprefix("Last updated on").strip(" .") in clean.cells[0].source
+    for number in article(page).select("figcaption .caption-number"):
+        assert f"**{number.get_text().strip()}.** " in prose
     executed_page = nbformat.read(ROOT / f"_build/jupyter_execute/{page}.ipynb", as_version=4)
     own = [cell.source for cell in executed_page.cells if cell.cell_type == "code"]
     assert [cell.source for cell in code_cells[1:]] == own
@@ -352,7 +383,21 @@ def test_unpacking_keeps_what_a_reader_changed(tmp_path):
     (tmp_path / "empty").mkdir()
     cell = nbformat.read(HTML / names(ARTICLES[0])[0], as_version=4).cells[1].source
     assert run_in(tmp_path / "empty", python, "-", code=cell).returncode == 0
+    data = packed(ARTICLES[0])["data"]
+    assert {f"data/{path.name}": path.read_text() for path in (tmp_path / "empty/data").iterdir()} == data
     (changed,) = (tmp_path / "empty").glob("chipmath-*/chipmath/__init__.py")
     changed.write_text("mine = 1\n")
     result = run_in(tmp_path / "empty", python, "-", code=cell + "\nprint(chipmath.mine)")
     assert result.stdout.endswith("1\n"), result.stderr
+
+
+@pytest.mark.built
+def test_another_chipmath_that_is_loaded_already_is_told(tmp_path):
+    """Its results would stand where those of the article's own code are expected."""
+    python = strangers_python(tmp_path / "python")
+    (tmp_path / "empty/chipmath").mkdir(parents=True)
+    (tmp_path / "empty/chipmath/__init__.py").write_text("")
+    cell = nbformat.read(HTML / names(ARTICLES[0])[0], as_version=4).cells[1].source
+    result = run_in(tmp_path / "empty", python, "-", code=f"import chipmath\n{cell}")
+    assert result.returncode != 0
+    assert "ImportError: another chipmath was imported before, " in result.stderr
