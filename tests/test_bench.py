@@ -500,6 +500,35 @@ def test_a_wrong_kernel_is_never_timed(monkeypatch, copy, read, message):
         copy_bandwidth.rehearse(silent)
 
 
+@pytest.mark.parametrize(("idle", "words"), [("copy", 16384), ("read", 4)])
+def test_memory_that_holds_the_right_words_already_helps_no_kernel(monkeypatch, idle, words):
+    """Targets are poisoned: allocators hand out what was freed, with what an earlier copy left in it."""
+    torch = pytest.importorskip("torch")
+    right = []
+    streams(monkeypatch, copies, lambda source, parities, **k: right.append(parities) or reads(source, parities, **k))
+    copy_bandwidth._candidates("cpu", 64 * 1024, 2)
+    left = iter([parities.clone() for parities in right])
+    nothing = {"copy": (lambda *a, **k: None, reads), "read": (copies, lambda *a, **k: None)}
+    streams(monkeypatch, *nothing[idle])
+    monkeypatch.setattr(torch, "empty_like", torch.clone)
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: next(left))
+    with pytest.raises(ExperimentError, match=f"triton {idle} is wrong in {words} of {words} words"):
+        copy_bandwidth._candidates("cpu", 64 * 1024, 2)
+
+
+def test_every_buffer_is_checked(monkeypatch):
+    sources = []
+
+    def wrong_on_the_second(source, target, **options):
+        sources.append(source.data_ptr())
+        target.copy_(source)
+        target[-1] ^= len(set(sources)) == 2
+
+    streams(monkeypatch, wrong_on_the_second, reads)
+    with pytest.raises(ExperimentError, match="triton copy is wrong in 1 of 16384 words"):
+        copy_bandwidth._candidates("cpu", 64 * 1024, 2)
+
+
 def test_bandwidth_is_bytes_over_time(monkeypatch):
     """A clock that gives each candidate its time: 2, 1 and 4 seconds for 128, 128 and about 64 KiB."""
     streams(monkeypatch, copies, reads)
