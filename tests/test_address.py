@@ -82,6 +82,7 @@ def canonical(book: ToyBook, page: str) -> list[str]:
 
 def json_ld(book: ToyBook, page: str) -> dict:
     (script,) = soup(book, page)("script", type="application/ld+json")
+    assert "<" not in script.string, "a text that holds </script> would end it"
     return json.loads(script.string)
 
 
@@ -164,6 +165,7 @@ def test_citation_tags_agree_with_the_citation_file(published):
     found, data = metas(published, "chapters/article"), json_ld(published, "chapters/article")
     assert found["citation_title"] == data["headline"] == "Scales of 2^n & blocks"
     assert found["citation_author"] == "Pandey, Shekhar"
+    assert found["citation_inbook_title"] == work["title"]
     assert data["author"] == {"@type": "Person", "name": "Shekhar Pandey"}
     assert found["citation_publication_date"] == data["datePublished"].replace("-", "/")
     assert data["datePublished"] == str(work["date-released"])
