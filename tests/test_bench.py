@@ -4,6 +4,8 @@ No test here pretends to have measured anything; stand-ins only go through the c
 """
 
 import dataclasses
+import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -33,7 +35,7 @@ from chipmath.experiments.residency import Counts
 from chipmath.experiments.residency_launches import compile_launch, launches
 from chipmath.gpu import DriverError, Gpu, driver_occupancy
 from chipmath.occupancy import occupancy
-from chipmath.recordings import load, recorded
+from chipmath.recordings import load, newest, recorded
 from test_gpu import binary, ctypes_of, header
 from test_recordings import recording
 
@@ -757,7 +759,8 @@ def test_a_launch_reaches_the_driver_as_it_was_meant(monkeypatch, fake_driver, a
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(int(visits.sum())))
     seeds, sums = torch.tensor([3, 4], dtype=torch.int32), torch.full((9 * 64,), -1, dtype=torch.int32)
     arguments = [present, most, visits, seeds, sums, 12345]
-    launching.launch(binary(arch), 9, 64, arguments, dynamic_shared_bytes=70000)
+    asks = dataclasses.replace(binary(arch), dynamic_shared_bytes=5000)  # as Triton's kernels do, beside the launch
+    launching.launch(asks, 9, 64, arguments, dynamic_shared_bytes=65000)
     assert visits[:4].tolist() == [3, 3, 3, 0]
     assert waits == [0, 9]
     assert most[:4].tolist() == [4, 4, 4, 0]
@@ -850,8 +853,46 @@ def test_device_and_software_make_a_valid_recording(monkeypatch):
         "clock_hz_after": 2e9,
     }
     assert taken.software["driver"] == "580.1"
+    triton = importlib.util.find_spec("triton") and importlib.import_module("triton").__version__
+    assert taken.software["triton"] == triton
+    assert {name: taken.software[name] for name in ("torch", "numpy")} == {
+        name: importlib.metadata.version(name) for name in ("torch", "numpy")
+    }
     assert taken.software["runtime"] == "CUDA 13.0"
     assert taken.provenance().startswith("A Card 80GB (sm_90), driver 580.1, runtime CUDA 13.0, torch ")
+
+
+def test_a_gpu_whose_memory_is_taken_is_told(monkeypatch):
+    torch = pytest.importorskip("torch")
+
+    def full(gpu, quick, progress):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setattr("chipmath.experiments.experiment.gpu", lambda: CARD)
+    monkeypatch.setattr("chipmath.experiments.experiment.clock_hz", lambda gpu: None)
+    told = r"^copy_bandwidth needs more memory than this GPU has free: .* Tried to allocate 2.00 GiB.$"
+    with pytest.raises(ExperimentError, match=told):
+        dataclasses.replace(EXPERIMENTS["copy_bandwidth"], measure=full).run(True, silent)
+
+
+def test_rows_have_the_columns_and_come_sorted():
+    experiment = EXPERIMENTS["named_barriers"]
+    keys = [{"arch": arch, "number": number} for arch, number in (("sm_90", "3"), ("sm_90", "1"), ("sm_100", "7"))]
+    rows = [key | dict.fromkeys(experiment.values, "x") for key in keys]
+    assert [line[:2] for line in experiment.table(rows)] == [["sm_100", "7"], ["sm_90", "1"], ["sm_90", "3"]]
+    missing = {name: cell for name, cell in rows[0].items() if name != "threads"}
+    for wrong in (rows[0] | {"more": 1}, missing, missing | {"thread": "x"}):
+        with pytest.raises(ValueError, match=r"named_barriers: a row has \[.*\], the columns are \["):
+            experiment.table([rows[1], wrong])
+
+
+def test_a_case_that_is_not_recorded_is_not_compared():
+    experiment, taken = EXPERIMENTS["named_barriers"], newest("named_barriers")
+    case = {"arch": "sm_90", "number": "11"}
+    assert experiment.compare(taken, case) == (
+        "",
+        "not compared: the recording is of other cases or columns than the experiment has now",
+    )
 
 
 @pytest.mark.parametrize(
