@@ -695,7 +695,7 @@ def test_a_changed_model_reaches_the_form_and_the_scripts_data(book):
     devices = book.root / "kernels/chipmath/devices.py"
     data = book.root / "_build/html/_static/explorers/occupancy-data.js"
     before = devices.read_text()
-    devices.write_text(before.replace("").replace("lds_bytes=160 * KIB", "lds_bytes=80 * KIB"))
+    devices.write_text(before.replace("160 * KIB, 1280", "80 * KIB, 1280"))
     assert devices.read_text() != before
     limit = "of 163,840 bytes"
     assert limit in data.read_text()

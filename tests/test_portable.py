@@ -232,6 +232,10 @@ def test_llms_txt_lists_every_page_once():
     text = (HTML / "llms.txt").read_text(encoding="utf-8")
     assert sorted(re.findall(r"\(([^)]+)\.md\)", text)) == sorted(PAGES)
     assert re.match(r"# .+\n\n> .+\n", text)
+    for page in PAGES[1:]:
+        html = BeautifulSoup((HTML / f"{page}.html").read_text(encoding="utf-8"), "html.parser")
+        about = html.find("meta", attrs={"name": "description"})["content"]
+        assert re.search(rf"(?m)^- \[.+\]\({page}\.md\): {re.escape(about)}$", text), page
 
 
 @pytest.mark.built
