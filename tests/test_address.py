@@ -2,18 +2,22 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 import pytest
 import yaml
-from book_address import ATOM, SITEMAPS
-from book_citation import TEXT_LICENSE
+from book_address import ATOM, SITEMAPS, derive_from_address, feed, sitemap, write_site_files
+from book_citation import TEXT_LICENSE, article
 from bs4 import BeautifulSoup
 from conftest import ROOT, ToyBook
+from docutils import nodes
+from sphinx.errors import ExtensionError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -78,6 +82,7 @@ def canonical(book: ToyBook, page: str) -> list[str]:
 
 def json_ld(book: ToyBook, page: str) -> dict:
     (script,) = soup(book, page)("script", type="application/ld+json")
+    assert "<" not in script.string, "a text that holds </script> would end it"
     return json.loads(script.string)
 
 
@@ -160,6 +165,7 @@ def test_citation_tags_agree_with_the_citation_file(published):
     found, data = metas(published, "chapters/article"), json_ld(published, "chapters/article")
     assert found["citation_title"] == data["headline"] == "Scales of 2^n & blocks"
     assert found["citation_author"] == "Pandey, Shekhar"
+    assert found["citation_inbook_title"] == work["title"]
     assert data["author"] == {"@type": "Person", "name": "Shekhar Pandey"}
     assert found["citation_publication_date"] == data["datePublished"].replace("-", "/")
     assert data["datePublished"] == str(work["date-released"])
@@ -200,11 +206,80 @@ def test_index_is_the_landing_page_itself(request, book):
     assert not page("meta", attrs={"http-equiv": True})
 
 
-@pytest.mark.parametrize("wrong", ["example.org/book", "ftp://example.org/", "https://example.org/?book"])
-def test_an_address_that_is_none_fails_the_build(tmp_path, wrong):
-    status, output = make(tmp_path, baseurl=wrong).build()
+@pytest.mark.parametrize(
+    "wrong",
+    ["example.org/book", "ftp://example.org/", "https://example.org/?book", "https://example.org/#x", "https:///x"],
+)
+def test_an_address_that_is_none_is_refused(wrong):
+    with pytest.raises(ExtensionError, match=re.escape(f"html.baseurl in _config.yml is {wrong!r}; it must be empty")):
+        derive_from_address(None, SimpleNamespace(html_baseurl=wrong))
+
+
+def test_an_address_that_is_none_fails_the_build(tmp_path):
+    status, output = make(tmp_path, baseurl="example.org/book").build()
     assert status != 0
-    assert f"html.baseurl in _config.yml is {wrong!r}" in output
+    assert "html.baseurl in _config.yml is 'example.org/book'" in output
+
+
+def written(day: str, first_day: str = "2026-11-20") -> dict:
+    """An article's own JSON-LD, as far as feed and sitemap read it."""
+    return {"headline": f"Of {day}", "description": "", "datePublished": first_day, "dateModified": day}
+
+
+CHANGED = {
+    "chapters/a": written("2026-11-22"),
+    "chapters/b": written("2026-12-01"),
+    "chapters/c": written("2026-11-21"),
+}
+
+
+def test_the_feed_has_the_latest_change_first():
+    root = feed(ADDRESS, CHANGED, SimpleNamespace(srcdir=ROOT, config=SimpleNamespace(author="Ann Bee")))
+    assert root.find("updated").text == "2026-12-01T00:00:00Z"
+    entries = [(entry.find("title").text, entry.find("updated").text[:10]) for entry in root.findall("entry")]
+    assert entries == [(f"Of {day}", day) for day in ("2026-12-01", "2026-11-22", "2026-11-21")]
+    assert {entry.find("published").text for entry in root.findall("entry")} == {"2026-11-20T00:00:00Z"}
+
+
+def test_the_sitemap_says_when_an_article_has_changed():
+    urls = sitemap(ADDRESS, ["chapters/a", "intro"], CHANGED).findall("url")
+    assert [(url.find("loc").text, url.findtext("lastmod")) for url in urls] == [
+        (f"{ADDRESS}chapters/a.html", "2026-11-22"),
+        (f"{ADDRESS}intro.html", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("last_updated", "day"),
+    [("2099-01-02, commit 1234567", "2099-01-02"), ("2001-01-02, commit 1", None), (None, None)],
+)
+def test_an_article_has_changed_with_its_page_but_not_before_it_was_released(last_updated, day):
+    work = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    config = SimpleNamespace(author="Ann Bee", language="en", html_baseurl="")
+    env = SimpleNamespace(
+        metadata={"chapters/a": {"wordcount": {"minutes": 0}}}, titles={"chapters/a": nodes.title("", "A")}
+    )
+    about = article(SimpleNamespace(config=config, env=env), "chapters/a", nodes.container(), last_updated, work)
+    assert about["dateModified"] == (day or work["date-released"])
+    assert about["timeRequired"] == "PT1M"
+
+
+def test_what_named_an_address_goes_with_it(tmp_path):
+    """A sitemap or a feed of an earlier build would go on leading to it."""
+    for name in ("feed.xml", "sitemap.xml"):
+        (tmp_path / name).write_text("<old/>")
+    config = SimpleNamespace(html_baseurl="", root_doc="index", author="Ann Bee")
+    app = SimpleNamespace(outdir=tmp_path, srcdir=ROOT, config=config, builder=SimpleNamespace(name="html"))
+    app.env = SimpleNamespace(found_docs=set())
+    write_site_files(app, ValueError("a build that failed"))
+    assert len(list(tmp_path.iterdir())) == 2
+    write_site_files(app, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_article_opens_in_colab_from_its_repository(published):
+    links = [link["href"] for link in soup(published, "chapters/article").select(".run-line a")]
+    assert "https://colab.research.google.com/github/example/book/blob/notebooks/chapters/article.ipynb" in links
 
 
 def test_plain_sphinx_derives_the_same(tmp_path):

@@ -1,6 +1,7 @@
 """The reference part: API page, glossary and its tips, status, corrections."""
 
 import re
+from datetime import datetime, timedelta, timezone
 
 import pytest
 import yaml
@@ -40,6 +41,9 @@ CONTRACTS = [
     "crosscompile.Binary",
     "crosscompile.Binary.instructions",
     "crosscompile.Binary.occupancy",
+    "bench.main",
+    "noise.expected_sqnr_db",
+    "ilp.expected_fraction",
     "gpu.gpu",
     "gpu.driver_occupancy",
     "recordings.Recording",
@@ -174,6 +178,23 @@ def test_status_lists_every_executed_page_and_every_recording():
     )
     shown = {(row("td")[0].get_text(), row("td")[4].get_text()) for row in recordings("tr")[1:]}
     assert shown == {(recording.experiment, recording.commit[:7]) for recording in recorded()}
+
+
+def test_status_tells_when_and_how_long_pages_ran_and_is_told_again(toy_book, monkeypatch):
+    """Seconds and UTC, wherever the build runs; and after another run, though its own page has not changed."""
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    toc, status_page = toy_book.root / "_toc.yml", toy_book.root / "state.md"
+    toc.write_text(f"{toc.read_text()}- file: state\n")
+    status_page.write_text("# State\n\n```{executions}\n```\n")
+    for wait in (1.5, 4):
+        toy_book.add(f"\n```{{code-cell}} ipython3\nimport time\ntime.sleep({wait})\n```\n")
+        status, output = toy_book.build()
+        assert status == 0, output
+        (row,) = BeautifulSoup(toy_book.html("state"), "html.parser").select("tbody tr")
+        name, moment, seconds = (cell.get_text(strip=True) for cell in row("td"))
+        assert name == "A page"
+        assert abs(datetime.now(timezone.utc) - datetime.fromisoformat(f"{moment}+00:00")) < timedelta(minutes=9)
+        assert wait < float(seconds) < 200
 
 
 # --- corrections ---

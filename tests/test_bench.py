@@ -4,6 +4,8 @@ No test here pretends to have measured anything; stand-ins only go through the c
 """
 
 import dataclasses
+import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -33,7 +35,7 @@ from chipmath.experiments.residency import Counts
 from chipmath.experiments.residency_launches import compile_launch, launches
 from chipmath.gpu import DriverError, Gpu, driver_occupancy
 from chipmath.occupancy import occupancy
-from chipmath.recordings import load, recorded
+from chipmath.recordings import load, newest, recorded
 from test_gpu import binary, ctypes_of, header
 from test_recordings import recording
 
@@ -500,6 +502,35 @@ def test_a_wrong_kernel_is_never_timed(monkeypatch, copy, read, message):
         copy_bandwidth.rehearse(silent)
 
 
+@pytest.mark.parametrize(("idle", "words"), [("copy", 16384), ("read", 4)])
+def test_memory_that_holds_the_right_words_already_helps_no_kernel(monkeypatch, idle, words):
+    """Targets are poisoned: allocators hand out what was freed, with what an earlier copy left in it."""
+    torch = pytest.importorskip("torch")
+    right = []
+    streams(monkeypatch, copies, lambda source, parities, **k: right.append(parities) or reads(source, parities, **k))
+    copy_bandwidth._candidates("cpu", 64 * 1024, 2)
+    left = iter([parities.clone() for parities in right])
+    nothing = {"copy": (lambda *a, **k: None, reads), "read": (copies, lambda *a, **k: None)}
+    streams(monkeypatch, *nothing[idle])
+    monkeypatch.setattr(torch, "empty_like", torch.clone)
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: next(left))
+    with pytest.raises(ExperimentError, match=f"triton {idle} is wrong in {words} of {words} words"):
+        copy_bandwidth._candidates("cpu", 64 * 1024, 2)
+
+
+def test_every_buffer_is_checked(monkeypatch):
+    sources = []
+
+    def wrong_on_the_second(source, target, **options):
+        sources.append(source.data_ptr())
+        target.copy_(source)
+        target[-1] ^= len(set(sources)) == 2
+
+    streams(monkeypatch, wrong_on_the_second, reads)
+    with pytest.raises(ExperimentError, match="triton copy is wrong in 1 of 16384 words"):
+        copy_bandwidth._candidates("cpu", 64 * 1024, 2)
+
+
 def test_bandwidth_is_bytes_over_time(monkeypatch):
     """A clock that gives each candidate its time: 2, 1 and 4 seconds for 128, 128 and about 64 KiB."""
     streams(monkeypatch, copies, reads)
@@ -664,6 +695,16 @@ def test_the_kernel_counts_before_and_after_it_stays(arch):
     assert re.compile(fence).search(binary.isa, at), "counted out before the group ends"
 
 
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_launch_is_counted_and_every_fourth_in_the_quick_form(monkeypatch, quick):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(multi_processor_count=132))
+    monkeypatch.setattr(residency, "_measure", lambda arch, units, cases, *rest: (arch, units, cases))
+    counted = residency.measure(CARD, quick, silent)
+    assert counted == ("sm_90", 132, [case for i, case in enumerate(launches("sm_90")) if i % 4 == 0 or not quick])
+
+
 def test_unknown_chips_are_not_counted():
     with pytest.raises(ExperimentError, match=r"residency knows gfx942, gfx950, sm_80, .*, not gfx90a"):
         residency.measure(dataclasses.replace(CARD, arch="gfx90a"), True, silent)
@@ -713,12 +754,15 @@ def test_a_launch_reaches_the_driver_as_it_was_meant(monkeypatch, fake_driver, a
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(launching.gpu, "_load", lambda names: fake_driver)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     present, most, visits = torch.zeros(3, 4096, dtype=torch.int32).unbind()
+    waits = []  # for the arguments, and for what went wrong in the kernel: how many groups had come by then
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(int(visits.sum())))
     seeds, sums = torch.tensor([3, 4], dtype=torch.int32), torch.full((9 * 64,), -1, dtype=torch.int32)
     arguments = [present, most, visits, seeds, sums, 12345]
-    launching.launch(binary(arch), 9, 64, arguments, dynamic_shared_bytes=70000)
+    asks = dataclasses.replace(binary(arch), dynamic_shared_bytes=5000)  # as Triton's kernels do, beside the launch
+    launching.launch(asks, 9, 64, arguments, dynamic_shared_bytes=65000)
     assert visits[:4].tolist() == [3, 3, 3, 0]
+    assert waits == [0, 9]
     assert most[:4].tolist() == [4, 4, 4, 0]
     assert set(sums.tolist()) == {7}
     with pytest.raises(DriverError, match="error 3, fake"):
@@ -809,8 +853,46 @@ def test_device_and_software_make_a_valid_recording(monkeypatch):
         "clock_hz_after": 2e9,
     }
     assert taken.software["driver"] == "580.1"
+    triton = importlib.util.find_spec("triton") and importlib.import_module("triton").__version__
+    assert taken.software["triton"] == triton
+    assert {name: taken.software[name] for name in ("torch", "numpy")} == {
+        name: importlib.metadata.version(name) for name in ("torch", "numpy")
+    }
     assert taken.software["runtime"] == "CUDA 13.0"
     assert taken.provenance().startswith("A Card 80GB (sm_90), driver 580.1, runtime CUDA 13.0, torch ")
+
+
+def test_a_gpu_whose_memory_is_taken_is_told(monkeypatch):
+    torch = pytest.importorskip("torch")
+
+    def full(gpu, quick, progress):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setattr("chipmath.experiments.experiment.gpu", lambda: CARD)
+    monkeypatch.setattr("chipmath.experiments.experiment.clock_hz", lambda gpu: None)
+    told = r"^copy_bandwidth needs more memory than this GPU has free: .* Tried to allocate 2.00 GiB.$"
+    with pytest.raises(ExperimentError, match=told):
+        dataclasses.replace(EXPERIMENTS["copy_bandwidth"], measure=full).run(True, silent)
+
+
+def test_rows_have_the_columns_and_come_sorted():
+    experiment = EXPERIMENTS["named_barriers"]
+    keys = [{"arch": arch, "number": number} for arch, number in (("sm_90", "3"), ("sm_90", "1"), ("sm_100", "7"))]
+    rows = [key | dict.fromkeys(experiment.values, "x") for key in keys]
+    assert [line[:2] for line in experiment.table(rows)] == [["sm_100", "7"], ["sm_90", "1"], ["sm_90", "3"]]
+    missing = {name: cell for name, cell in rows[0].items() if name != "threads"}
+    for wrong in (rows[0] | {"more": 1}, missing, missing | {"thread": "x"}):
+        with pytest.raises(ValueError, match=r"named_barriers: a row has \[.*\], the columns are \["):
+            experiment.table([rows[1], wrong])
+
+
+def test_a_case_that_is_not_recorded_is_not_compared():
+    experiment, taken = EXPERIMENTS["named_barriers"], newest("named_barriers")
+    case = {"arch": "sm_90", "number": "11"}
+    assert experiment.compare(taken, case) == (
+        "",
+        "not compared: the recording is of other cases or columns than the experiment has now",
+    )
 
 
 @pytest.mark.parametrize(

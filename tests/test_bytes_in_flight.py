@@ -58,7 +58,10 @@ GCN = """
 """
 
 
-@pytest.mark.parametrize(("arch", "isa"), [("sm_90", SASS), ("gfx950", GCN)])
+CHASE = SASS.replace("LOP3.LUT R0, R5, R4, R0, 0x96, !PT", "LDG.E.128 R16, desc[UR4][R8.64]")  # a loaded address
+
+
+@pytest.mark.parametrize(("arch", "isa"), [("sm_90", SASS), ("sm_90", CHASE), ("gfx950", GCN)])
 def test_a_use_between_the_loads_is_noticed(arch, isa):
     binary = dataclasses.replace(compiled_or_skip(arch, "read", 1), isa=isa)
     assert loads_before_use(binary) == 2
@@ -106,6 +109,16 @@ def test_rates_count_what_moves_and_the_law_what_is_read(monkeypatch):
     assert set(read) == set(EXPERIMENTS["bytes_in_flight"].columns)
 
 
+def test_more_groups_than_registers_admit_are_left_out():
+    """Eight loads take more than 32 registers a thread: an SM of an H100 never holds 16 groups of them."""
+    assert compiled_or_skip("sm_90", "copy", 8).registers > 32
+    forms = (8,), (1, 16), 2
+    _, rows = bytes_in_flight._measure(
+        "cpu", "sm_90", 3, 3 * 64 * KIB, forms, bytes_in_flight.host_stopwatch, None, silent
+    )
+    assert {(row["kernel"], row["waves_per_unit"]) for row in rows} == {("read", 4), ("copy", 4)}
+
+
 @pytest.mark.parametrize("kernel", ["read", "copy"])
 def test_a_wrong_kernel_is_never_timed(monkeypatch, kernel):
     true = bytes_in_flight._runner
@@ -130,6 +143,16 @@ def test_where_every_kernel_is_wrong_there_is_nothing_to_record(monkeypatch):
         rehearsed()
 
 
+@pytest.mark.parametrize("kernel", ["read", "copy"])
+def test_memory_that_holds_the_right_words_already_helps_no_kernel(kernel):
+    """Both targets are poisoned before the check."""
+    source = torch.arange(1, 65, dtype=torch.int32)
+    parity = bytes_in_flight._parity(source)
+    words = torch.tensor([parity, 0, 0], dtype=torch.int32)
+    with pytest.raises(ExperimentError, match=f"{kernel} with 4 groups a unit and 2 loads is wrong"):
+        bytes_in_flight._check((kernel, 4, 2), lambda i: None, source, source.clone(), words, parity)
+
+
 def test_machine_code_with_other_loads_is_never_timed(monkeypatch):
     monkeypatch.setattr(bytes_in_flight, "loads_before_use", lambda binary: 3)
     with pytest.raises(ExperimentError, match="read, 1 groups a unit, 1 loads: the machine code has 3 loads before"):
@@ -149,6 +172,7 @@ def test_little_on_data_sheets():
         pytest.approx(14.87, abs=0.01),
         pytest.approx(22.31, abs=0.01),
     ]
+    assert rows[0]["loads_of_a_full_unit"] == pytest.approx(14.87 * KIB / (2048 * 16), abs=1e-3)
 
 
 @pytest.mark.parametrize(

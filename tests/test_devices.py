@@ -210,7 +210,7 @@ def wait_states(assembly: str) -> tuple[str, int]:
 def test_passes_as_the_compiler_schedules_them(capsys):
     """LLVM waits passes + 3 slots before a result is read, + 4 on gfx950; for FP32 from gfx942 on, + 2."""
     version, assembly = llvm_amdgpu.assemble([(arch, matrix_kernel(i, fmt)) for arch, i, fmt in INSTRUCTIONS])
-    for (arch, instruction, fmt), text in zip(INSTRUCTIONS, assembly):
+    for (arch, instruction, fmt), text in zip(INSTRUCTIONS, assembly, strict=True):
         assert wait_states(text) == (instruction.name, instruction.wait_states), (arch, fmt)
         beyond = {"gfx90a": 3, "gfx942": 3, "gfx950": 4}[arch]
         if fmt == "fp32" and arch != "gfx90a":

@@ -3,7 +3,10 @@
 import base64
 import gzip
 import json
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,13 +16,14 @@ from chipmath.devices import DEVICES
 from chipmath.formats import FORMATS
 from chipmath.occupancy import occupancy, occupancy_table, shared_ceilings
 from chipmath.quantize import SCALE_RULES, clipped, flushed, quantize, sqnr_db
-from conftest import ToyBook
+from conftest import ROOT, ToyBook
 from explorers.steps import Program, Symbol
 from test_browser import CHROMIUM, DESKTOP, FLAGS, PHONE, Visit
 from test_occupancy import GOLDEN as LAUNCHES
 from test_occupancy import REFUSED, random_launches
 from test_quantize import GOLDEN as BLOCKS
 
+from explorers import MODEL
 from explorers import occupancy as explorer
 
 LAUNCHES_TRIED = 20_000
@@ -671,3 +675,31 @@ def test_a_wrong_directive_fails_the_build(toy_book, text, message):
     status_code, output = toy_book.build()
     assert status_code != 0
     assert message in output
+
+
+def test_every_module_that_the_data_come_from_is_watched():
+    code = (
+        "import sys, explorers\n"
+        "for name in explorers.NAMES: explorers._module(name).data(), explorers._module(name).first()\n"
+        "print(*(name.partition('.')[2] for name in sys.modules if name.startswith('chipmath.')))"
+    )
+    path = os.pathsep.join(str(ROOT / folder) for folder in ("kernels", "_ext"))
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=True
+    )
+    assert sorted(done.stdout.split()) == sorted(MODEL)
+
+
+def test_a_changed_model_reaches_the_form_and_the_scripts_data(book):
+    """Last of this file: it changes the book."""
+    devices = book.root / "kernels/chipmath/devices.py"
+    data = book.root / "_build/html/_static/explorers/occupancy-data.js"
+    before = devices.read_text()
+    devices.write_text(before.replace("160 * KIB, 1280", "80 * KIB, 1280"))
+    assert devices.read_text() != before
+    limit = "of 163,840 bytes"
+    assert limit in data.read_text()
+    rows = BeautifulSoup(book.html("occupancy"), "html.parser").select(".explorer-first tbody tr")
+    assert book.build()[0] == 0
+    assert limit not in data.read_text()
+    assert BeautifulSoup(book.html("occupancy"), "html.parser").select(".explorer-first tbody tr") != rows

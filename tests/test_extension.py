@@ -1,5 +1,6 @@
 """The local Sphinx extension, on a toy book that is really built."""
 
+import asyncio
 import hashlib
 import os
 import re
@@ -12,7 +13,10 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from chipbook import badges, execution, head
-from conftest import ToyBook
+from chipmath.recordings import newest
+from conftest import ROOT, ToyBook
+from docutils import nodes
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from sphinx.errors import ExtensionError
 
 
@@ -31,8 +35,10 @@ def test_execution_key_sees_every_change_that_can_change_a_result(tmp_path):
         keys.append(execution.execution_key(tmp_path, settings))
     for name in settings:
         keys.append(execution.execution_key(tmp_path, settings | {name: "other"}))
-    (package / "new.hip").write_text("")
-    keys.append(execution.execution_key(tmp_path, settings))
+    for name in ("new.hip", "newer.hip"):  # the same contents by another name
+        (package / name).write_text("")
+        keys.append(execution.execution_key(tmp_path, settings))
+        (package / name).unlink()
     assert len(set(keys)) == len(keys)
 
 
@@ -47,13 +53,13 @@ def test_execution_key_ignores_pages_and_generated_files(tmp_path):
     assert execution.execution_key(tmp_path, {}) == before
 
 
-def test_versions_name_what_is_installed():
-    import numpy
-    import torch
-
-    found = execution.versions()
-    assert found["numpy"] == numpy.__version__
-    assert found["torch"] == torch.__version__
+@pytest.mark.parametrize("name", ["torch", "triton", "triton-rocm", "pytorch-triton-rocm", "numpy", "matplotlib"])
+def test_versions_name_what_is_installed(monkeypatch, name):
+    """Of every package that computes or draws a result, by the names that torch's builds give to Triton."""
+    monkeypatch.setattr(execution.metadata, "version", {name: "1.2.3"}.__getitem__)
+    monkeypatch.setattr(execution.metadata, "PackageNotFoundError", KeyError)
+    assert execution.versions().items() >= {name: "1.2.3"}.items()
+    assert execution.versions().keys() == {"python", "machine", name}
 
 
 def test_pages_are_executed_only_when_a_result_can_change(toy_book):
@@ -144,12 +150,13 @@ def test_reading_time_is_that_of_the_main_line(toy_book):
 
 def test_corrections_are_a_table_with_live_values(toy_book):
     entry = '- {claim: "1.02 bytes", right: "{evidence}`ratio`, see [the intro](intro.md)", shown: "this page"}'
-    (toy_book.root / "corrections.yml").write_text(f"toy:\n{entry}\n")
+    other = "- {claim: b, right: c, shown: d}"
+    (toy_book.root / "corrections.yml").write_text(f"toy:\n{entry}\n{other}\n")
     toy_book.add("\n```{corrections} toy\n```\n")
     status, output = toy_book.build()
     assert status == 0, output
     cells = [cell.get_text(" ", strip=True) for cell in BeautifulSoup(toy_book.html(), "html.parser")("td")]
-    assert cells == ["1.02 bytes", "1.03125 = , see the intro", "this page"]
+    assert cells == ["1.02 bytes", "1.03125 = , see the intro", "this page", "b", "c", "d"]
 
     (toy_book.root / "corrections.yml").write_text(f"toy:\n{entry.replace('1.02', '1.03')}\n")
     assert toy_book.build()[0] == 0
@@ -198,7 +205,7 @@ def test_other_versions_and_other_gpus_have_another_cache(app, monkeypatch, what
     assert cache_of(app) != before
 
 
-@pytest.mark.parametrize("name", execution.VISIBLE_DEVICES)
+@pytest.mark.parametrize("name", ["CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"])
 def test_hidden_devices_have_another_cache(app, monkeypatch, name):
     monkeypatch.setenv(name, "0")
     before = cache_of(app)
@@ -249,11 +256,49 @@ def test_pages_run_one_after_the_other_where_a_gpu_is(app, monkeypatch, gpus, at
     assert asked == [(3, at_once)]
 
 
-def test_a_container_shows_its_gpu_as_a_device_node(tmp_path, monkeypatch):
-    for name in ("nvidia0", "nvidiactl", "null"):
-        (tmp_path / name).touch()
-    monkeypatch.setattr(execution, "Path", lambda place: tmp_path if place == "/dev" else tmp_path / "none")
-    assert execution.gpus() == [str(tmp_path / "nvidia0")]
+def test_gpus_are_found_wherever_the_system_shows_them(tmp_path, monkeypatch):
+    """NVIDIA's driver, AMD's topology without its CPU nodes, and the device nodes of containers and of WSL."""
+    nodes = "sys/class/kfd/kfd/topology/nodes"
+    shown = {
+        "proc/driver/nvidia/gpus/0000:01:00.0/information": "Model: \t A Card\nIRQ: 7\nGPU UUID: \t GPU-1\n",
+        f"{nodes}/0/properties": "cpu_cores_count 64\ngfx_target_version 0\n",
+        f"{nodes}/1/properties": "simd_count 1024\ngfx_target_version 90500\n",
+        f"{nodes}/2/properties": "\n",
+    } | {f"dev/{name}": "" for name in ("nvidia0", "nvidiactl", "null", "dxg")}
+    for name, text in shown.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(execution, "Path", lambda place: tmp_path / place.removeprefix("/"))
+    device_nodes = [str(tmp_path / "dev/nvidia0"), str(tmp_path / "dev/dxg")]
+    assert execution.gpus() == ["Model: \t A Card", "GPU UUID: \t GPU-1", "gfx_target_version 90500", *device_nodes]
+
+
+@pytest.mark.parametrize("error", [CellTimeoutError("too long"), DeadKernelError("Kernel died")])
+def test_a_page_that_hangs_or_loses_its_kernel_has_failed(monkeypatch, error):
+    given = {}
+
+    class Client:
+        def __init__(self, notebook, **options):
+            given.update(options)
+
+        async def async_execute(self):
+            raise error
+
+    monkeypatch.setattr(execution, "NotebookClient", Client)
+    page = execution.Execution("page", Path("chapters/page.md"), nbformat.v4.new_notebook())
+    asyncio.run(execution._execute_all([page], 1, 7))
+    assert page.error == str(error)
+    assert (given["timeout"], given["resources"]) == (7, {"metadata": {"path": "chapters"}})
+
+
+def test_every_output_of_a_page_is_looked_at_for_an_error():
+    raised = nbformat.v4.new_output("error", ename="ValueError", evalue="x", traceback=["ValueError: no such row"])
+    cells = [nbformat.v4.new_code_cell("a"), nbformat.v4.new_markdown_cell("b"), nbformat.v4.new_code_cell("c")]
+    for cell in cells[::2]:
+        cell.outputs = [nbformat.v4.new_output("stream", text="1"), nbformat.v4.new_output("display_data")]
+    assert execution._display_error(nbformat.v4.new_notebook(cells=cells)) == ""
+    cells[2].outputs.append(raised)
+    assert execution._display_error(nbformat.v4.new_notebook(cells=cells)) == "ValueError: no such row"
 
 
 # Pages
@@ -366,7 +411,7 @@ SPELLINGS = [
     BADGE,
     '<SPAN CLASS="evidence-measured evidence">',
     "<b class=evidence>",
-    '<b class="&#101;vidence evidence-cited">',
+    '<b class="&#101;vidence &#101;vidence-cited">',
     '<b class="EVIDENCE-MEASURED">',
     '<b class="evidence\nevidence-measured">',
     '<b class="evidence" class="x">',  # a browser takes the first
@@ -386,6 +431,105 @@ def test_a_badge_is_found_in_every_spelling_that_a_browser_reads(html):
 )
 def test_prose_about_evidence_is_not_a_badge(html):
     assert not badges.badges(html)
+
+
+def claimed(html, text="1.5"):
+    """Data and metadata of a display that passes its own HTML off as a result: they hold the right digest."""
+    written = hashlib.sha256("\0".join((badges.METADATA_KEY, html, text)).encode()).hexdigest()
+    return {"text/html": html, "text/plain": text}, {badges.METADATA_KEY: {"sha256": written}}
+
+
+TILES = newest("mx_tiles")  # a committed recording, compiled
+RIGHT_TIP = f"commit {TILES.commit[:7]}, {TILES.taken[:10]}"
+
+
+def compiled_badge(tip=RIGHT_TIP, classes="evidence evidence-compiled"):
+    return f'<b class="{classes}" data-recording="{TILES.file_name}" data-tip="{tip}">‹›</b>'
+
+
+def test_a_right_badge_has_no_errors():
+    assert badges.errors_of(*claimed(f'<span class="evidence-value">1.5{compiled_badge()}</span>'), ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("html", "error"),
+    [
+        (compiled_badge(tip=f"commit {TILES.commit[:7]}, 2020-01-01"), "a tip that does not name commit and date of"),
+        (compiled_badge(tip=f"commit 0000000, {TILES.taken[:10]}"), "a tip that does not name commit and date of"),
+        (compiled_badge(classes="evidence evidence-measured"), "no measured recording 'compiled-mx_tiles.json'"),
+        ('<b class="evidence-value evidence-measured">±</b>', "no badge has the classes 'evidence-value evidence-me"),
+        ('<b class="evidence-line evidence">±</b>', "no badge has the classes 'evidence-line evidence'"),
+        ('<b class="evidence evidence-cited evidence-measured">±</b>', "no badge has the classes"),
+        (
+            '<b class="evidence evidence-cited" data-cite="nobody2020">”</b>',
+            "a result cites 'nobody2020', which refere",
+        ),
+        ('<b class="evidence evidence-computed" data-recording="x.json">=</b>', "no computed recording 'x.json'"),
+        *(
+            (html, "a result holds a script, a style or a frame")
+            for html in (
+                "<script>x()</script>",
+                "<style>.z::after {content: '±'}</style>",
+                "<svg><STYLE>b {color: red}</STYLE></svg>",
+                "<link rel=stylesheet href=x.css>",
+                "<iframe srcdoc='±'></iframe>",
+                "<object data=x.svg></object>",
+                "<embed src=x.svg>",
+                "<p ONCLICK=x()>1.5</p>",
+            )
+        ),
+    ],
+)
+def test_what_passes_itself_off_as_a_result_is_refused(html, error):
+    """Displayed by a cell, or glued and quoted: the same rules hold."""
+    (told,) = badges.errors_of(*claimed(html), ROOT)
+    assert told.startswith(error)
+    env = SimpleNamespace(srcdir=str(ROOT))
+    with pytest.raises(ExtensionError, match=f"^page:7: {re.escape(told)}"):
+        badges._result(*claimed(html), env, "page:7", "key")
+
+
+@pytest.mark.parametrize("mark", [None, "yes", {}, {"kind": "computed"}, {"sha256": "0" * 64}])
+def test_what_no_result_object_wrote_is_refused(mark):
+    data, metadata = claimed("1.5")
+    assert badges.errors_of(data, metadata, ROOT) == []
+    for changed in ({**data, "text/html": "2.5"}, {**data, "text/plain": "2.5"}):
+        (told,) = badges.errors_of(changed, metadata, ROOT)
+        assert told.startswith("not as a result of chipmath.evidence displays itself")
+    (told,) = badges.errors_of(data, {badges.METADATA_KEY: mark}, ROOT)
+    assert told.startswith("not as a result of chipmath.evidence displays itself: '1.5'")
+
+
+@pytest.mark.parametrize("found", [[], ["Model: A Card"]])
+def test_only_a_measured_result_is_live_and_only_where_a_gpu_is(monkeypatch, found):
+    monkeypatch.setattr(badges, "gpus", lambda: found)
+    live = '<b class="evidence evidence-{}" data-live="residency">±</b>'
+    told = badges.errors_of(*claimed(live.format("measured")), ROOT)
+    assert told == ([] if found else ["a live result of 'residency', and this machine has no GPU"])
+    assert badges.errors_of(*claimed(live.format("compiled")), ROOT)
+
+
+def test_a_badge_copied_in_the_finished_page_is_one_too_many():
+    """Equal to a right one, to the letter: they are counted."""
+    document = nodes.container("", badges.ResultHTML("", f"1.5{compiled_badge()}", format="html"))
+    shown = {"body": f"<p>1.5{compiled_badge()}</p>"}
+    badges.check_page(None, "page", "page.html", shown, document)
+    shown["body"] += compiled_badge()
+    with pytest.raises(ExtensionError, match=r"^page: a badge is typed by hand"):
+        badges.check_page(None, "page", "page.html", shown, document)
+
+
+@pytest.mark.parametrize(
+    ("authors", "named"),
+    [
+        ("Ann Bee", "Bee"),
+        ("Ann Bee and {Dee Inc.}", "Bee and Dee Inc."),
+        ("Ann Bee and Cid Dee and Eve Fay", "Bee et al."),
+    ],
+)
+def test_a_source_is_named_in_a_line(tmp_path, authors, named):
+    (tmp_path / "references.bib").write_text(f"@misc{{k, author={{{authors}}}, title={{{{A}} Title}}, year={{2023}}}}")
+    assert badges.bibliography(tmp_path) == {"k": f"{named}, A Title, 2023"}
 
 
 TYPED = [
@@ -426,6 +570,7 @@ OWN_HTML = [
     "<iframe srcdoc='<b class=&quot;evi&amp;#100;ence&quot;>±</b>'></iframe>",
     "<b style='border: 1px solid'>±</b>",
     "<sup onclick='x()'>",
+    "<br><style>.z::after {content: '±'}</style>",
     '<span cla\n```\n\n```{raw} html\nss="evidence evidence-measured">±</span>',
 ]
 
@@ -515,11 +660,12 @@ def test_every_badge_made_in_a_cell_fails_the_build_with_its_cell(built_book):
 
 def saved_notebook(path, *tags):
     """A notebook whose saved output claims to be a result, as an editor or a hand left it."""
-    html = '99.5<span class="evidence evidence-computed">=</span>'
-    written = hashlib.sha256("\0".join((badges.METADATA_KEY, html, "99.5")).encode()).hexdigest()
-    bundle = {"data": {"text/html": html, "text/plain": "99.5"}, "metadata": {badges.METADATA_KEY: {"sha256": written}}}
+    data, metadata = claimed('99.5<span class="evidence evidence-computed">=</span>', "99.5")
     cells = [nbformat.v4.new_markdown_cell("# Saved"), nbformat.v4.new_code_cell("print('this build')")]
-    cells[1].outputs, cells[1].metadata.tags = [nbformat.v4.new_output("display_data", **bundle)], list(tags)
+    cells[1].outputs, cells[1].metadata.tags = (
+        [nbformat.v4.new_output("display_data", data=data, metadata=metadata)],
+        list(tags),
+    )
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
 
@@ -540,13 +686,13 @@ def test_outputs_saved_in_a_notebook_are_thrown_away(built_book, put_back, tags)
     assert printed == ([] if tags else ["this build"])
 
 
-@pytest.mark.parametrize("mode", ["off", "inline"])
-def test_no_page_decides_how_it_is_executed(built_book, put_back, mode):
+@pytest.mark.parametrize("option", ["execution_mode: 'off'", "execution_allow_errors: true"])
+def test_no_page_decides_how_it_is_executed(built_book, put_back, option):
     text = built_book.page.read_text()
-    built_book.page.write_text(text.replace("kernelspec:", f"mystnb: {{execution_mode: '{mode}'}}\nkernelspec:"))
+    built_book.page.write_text(text.replace("kernelspec:", f"mystnb: {{{option}}}\nkernelspec:"))
     status, output = built_book.build()
     assert status != 0
-    assert "page: execution_mode: how pages are executed is set in _config.yml, for all" in output
+    assert f"page: {option.partition(':')[0]}: how pages are executed is set in _config.yml, for all" in output
 
 
 def test_a_made_up_live_recording_is_refused_where_it_is_made(built_book):
@@ -555,7 +701,9 @@ def test_a_made_up_live_recording_is_refused_where_it_is_made(built_book):
     assert "not live: chipmath.bench has not taken this mx_tiles in this process" in output
 
 
-@pytest.mark.parametrize("role", ["{Glue}`bare`", "{glue:text}`bare:.2f`", "```{glue:figure} bare\n```"])
+@pytest.mark.parametrize(
+    "role", ["{Glue}`bare`", "{glue:text}`bare:.2f`", "```{glue:figure} bare\n```", "```{glue} bare\n```"]
+)
 def test_roles_that_show_a_bare_number_fail_the_build(built_book, role):
     output = built_with(built_book, built_book.page, role)
     assert re.search(r"page:1\d: \{glue.*\} shows a result bare; use \{evidence\}", output)

@@ -6,8 +6,10 @@ import sys
 import pytest
 from chipmath import bench
 from chipmath.experiments import EXPERIMENTS, ExperimentError, hardware_counters
-from chipmath.experiments.hardware_counters import FUNCTIONS, METRICS, QUANTIZER, REGISTERS, profile, read
+from chipmath.experiments.hardware_counters import FUNCTIONS, METRICS, PRODUCT, QUANTIZER, REGISTERS, profile, read
 from chipmath.gpu import Gpu
+from chipmath.matmul_tiles import TILES
+from chipmath.recordings import newest
 
 NAMES = ["ID", "Process ID", "Host Name", "Kernel Name", *METRICS.values(), REGISTERS]
 UNITS = ["", "", "", "", *["%"] * len(METRICS), "register/thread"]
@@ -122,6 +124,45 @@ def test_the_launched_code_is_that_which_the_model_is_asked_about():
 
 
 def test_predictions_are_of_recorded_code():
+    """An SM of an H100 has 64 slots for warps."""
     shares = {row["kernel"]: row["admitted_by_model"] for row in hardware_counters.predict()}
-    assert set(shares) == set(FUNCTIONS)
+    case = {"arch": "sm_90", "variant": "both: as launched", "dtype": "bfloat16"}
+    quantizer = newest("quantizer_code").find(**case)
+    assert quantizer["waves_per_unit"] == quantizer["groups_per_unit"] * quantizer["threads"] // 32
+    (tile_m, tile_n, tile_k), warps, stages = TILES[PRODUCT, "NVIDIA"]
+    tile = {"tile_m": tile_m, "tile_n": tile_n, "tile_k": tile_k, "num_warps": warps, "num_stages": stages}
+    groups = newest("gemm_routes").cell("groups_per_unit", arch="sm_90", route=PRODUCT, **tile)
+    assert shares == {QUANTIZER: quantizer["waves_per_unit"] / 64, PRODUCT: groups * warps / 64}
     assert all(0 < share <= 1 for share in shares.values())
+
+
+def test_percents_of_the_profiler_become_shares_beside_the_models():
+    """The rehearsal's table says 12.5 percent of everything, and 64 registers."""
+    _, rows = hardware_counters.rehearse(lambda *a: None)
+    predicted = {row["kernel"]: row["admitted_by_model"] for row in hardware_counters.predict()}
+    for row in rows:
+        assert {row[name] for name in METRICS} == {0.125}
+        assert (row["registers"], row["admitted_by_model"]) == (64, predicted[row["kernel"]])
+        assert set(row) == set(EXPERIMENTS["hardware_counters"].columns)
+    assert [row["kernel"] for row in rows] == list(FUNCTIONS)
+
+
+@pytest.mark.parametrize("arch", ["sm_120", "gfx950"])
+def test_other_chips_are_refused(arch):
+    card = Gpu("A Card", "NVIDIA", arch, 80 << 30, "580.1", "CUDA 13.0")
+    with pytest.raises(ExperimentError, match=f"hardware_counters knows sm_90, sm_100, not {arch}"):
+        hardware_counters.measure(card, True, lambda *a: None)
+
+
+def test_a_table_from_a_profiler_that_failed_is_not_read(script):
+    """It may be of part of what was asked for."""
+    script("import pathlib\nargs = sys.argv[1:]\n"
+           "pathlib.Path(args[args.index('--log-file') + 1]).write_text('a table'); sys.exit(9)")  # fmt: skip
+    with pytest.raises(ExperimentError, match="ncu, quantize_both: a table"):
+        profile(QUANTIZER)
+
+
+@pytest.mark.parametrize("cell", ["12.5 %", "1e", "-3", "12.5.1", "nan", ""])
+def test_a_cell_that_is_not_a_number_alone_is_refused(cell):
+    with pytest.raises(ExperimentError, match="ncu has no number for sm__inst_issued"):
+        read(table(NAMES, UNITS, [*VALUES[:6], cell, *VALUES[7:]]), "patches_kernel")

@@ -339,6 +339,24 @@ def test_the_best_of_an_instruction_is_that_of_either_language():
     assert {row["source"]: row["fraction_of_best"] for row in rows} == {"CUDA": 0.25, "Gluon": 1}
 
 
+def test_the_best_is_of_the_same_instruction_and_the_rate_that_of_the_median_unit():
+    """On five units whose groups take 1, 2, 4, 8 and 16 times as long; mma.sync is 8 times as fast as FFMA."""
+    names = {"FFMA": 1 << 23, "mma.sync m16n8k16 bf16": 1 << 20}
+    for name in names:
+        compiled_or_skip(name, "CUDA", 1)
+
+    def run(binary, point, groups, shared):
+        trace = device_of(names[point.instruction], 5)(binary, point, groups, shared)
+        slow = dict(zip((0, 1, 2, 3, 4), (4, 16, 1, 8, 2)))
+        return dataclasses.replace(trace, stops=[stop * slow[unit] for stop, unit in zip(trace.stops, trace.units)])
+
+    cases = [Point(name, "CUDA", 1, 1) for name in names]
+    _, rows = ilp_sweep._measure("sm_90", 5, cases, run, True, silent)
+    assert [row["fraction_of_best"] for row in rows] == [1, 1]
+    mma = {row["instruction"]: row for row in rows}["mma.sync m16n8k16 bf16"]
+    assert mma["flop_per_clock_p50"] == 4 * 32768 * 4096 / (4 << 20)
+
+
 def test_every_point_is_timed_in_both_languages():
     for arch, quick in (("sm_90", False), ("sm_90", True), ("gfx950", False)):
         cases = ilp_sweep.points(arch, quick)

@@ -7,10 +7,12 @@ import dataclasses
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
+from chipmath.crosscompile import CompileError
 from chipmath.devices import GIB, PRODUCTS
-from chipmath.experiments import EXPERIMENTS, ExperimentError, mx_step, reference_quantizer
+from chipmath.experiments import EXPERIMENTS, ExperimentError, mx_lanes, mx_step, reference_quantizer
 from chipmath.gpu import Gpu
 from chipmath.recordings import newest
 
@@ -120,6 +122,25 @@ def test_lanes_pair_elements_and_scales_as_the_chip_does(row):
             assert lane % rows == 5
             found[group, half] = lane // rows
     assert found == PROBED[row["instruction"]]
+
+
+TTGIR = """
+#linear = #ttg.linear<{register = [[0, 4]], lane = [[1, 0], [2, 0], [0, 1]], warp = [[0, 0]], block = []}>
+#linear1 = #ttg.linear<{register = [[0, 4]], lane = [[9, 9]], warp = [[0, 0]], block = []}>
+%9 = tt.dot_scaled %1 scale %2, %3 scale %4, %5 : tensor<8x8xf8E4M3FN, #ttg.dot_op<{opIdx = 0, parent = #mma, \
+kWidth = 16}>>, tensor<8x1xi8, #linear> * tensor<8x8xf8E4M3FN, #ttg.dot_op<{opIdx = 1, parent = #mma, kWidth = 32}>>, \
+tensor<8x1xi8, #linear1> -> tensor<8x8xf32, #mma>
+"""
+
+
+def test_lanes_are_read_of_a_and_its_own_scales(monkeypatch):
+    binary = SimpleNamespace(instructions=lambda pattern: ["v_mfma_scale"], compiler="Triton 3.9.0")
+    monkeypatch.setattr(mx_lanes, "_compile_with_ttgir", lambda arch, rows: (binary, TTGIR))
+    row = mx_lanes.compile_case("gfx950", "16x16x128")
+    assert (row["elements_in_a_run"], row["scale_of_lane_bits"]) == (16, "[[1, 0], [2, 0], [0, 1]]")
+    monkeypatch.setattr(mx_lanes, "_compile_with_ttgir", lambda arch, rows: (binary, TTGIR.replace("opIdx", "side")))
+    with pytest.raises(CompileError, match="another way than this experiment reads"):
+        mx_lanes.compile_case("gfx950", "16x16x128")
 
 
 # The reference on a GPU

@@ -126,6 +126,15 @@ def test_maxima_beyond_the_grid_are_maxima_like_others():
     assert expected_noise(uniform, INT8, scales, torch.tensor([0.0, 2.0**-40]).double()).tolist() == [0.0, 0.0]
 
 
+def test_a_maximum_between_two_edges_of_the_grid_is_interpolated():
+    # With the scale 2**8 INT8 has the step 4: what lies below 1 flushes, and of uniform values up to t the mean square
+    # is t**2 / 3. Halfway into an interval of h = 2**-9 the nearest edge would be off by 3 / 2 * h / t, 0.4 percent; a
+    # straight line is off by 3 / 4 * (h / t)**2, a thousandth of that.
+    largest = torch.tensor([0.5 + (2 * n + 1) * 2.0**-10 for n in (0, 100, 255)], dtype=torch.float64)
+    noise = expected_noise(uniform, INT8, torch.full((3,), 127 + 8, dtype=torch.uint8), largest)
+    assert noise.tolist() == pytest.approx((largest.square() / 3).tolist(), rel=1.2e-5)
+
+
 def test_a_block_of_zeros_adds_no_noise():
     x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     with_zeros = torch.cat([x, torch.zeros(64, 64)])

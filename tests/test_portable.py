@@ -1,6 +1,8 @@
 """The book in other forms: notebooks that run alone, the Markdown twin of every page, llms.txt."""
 
+import base64
 import json
+import lzma
 import re
 import subprocess
 import sys
@@ -68,6 +70,31 @@ def test_equations_and_figures_keep_their_numbers():
     assert writer(figure={"fig-x": (2, 3)}).blocks(figure) == ["**Figure 2.3.** A finding."]
 
 
+def test_running_text_keeps_its_markup():
+    text = nodes.paragraph("", "x")
+    text += [nodes.superscript("", "2"), nodes.subscript("", "i"), nodes.math("", " a_b "), nodes.strong("", "c")]
+    text += [nodes.emphasis("", "d"), nodes.literal("", "e_f"), nodes.footnote_reference("", "3")]
+    text += nodes.reference("", "a page", refuri="page.html")
+    assert writer().blocks(text) == ["x<sup>2</sup><sub>i</sub>$a_b$**c***d*`e_f`[3][a page](page.html)"]
+
+
+def test_lists_count_and_keep_what_belongs_to_an_item():
+    items = [nodes.list_item("", nodes.paragraph("", word)) for word in ("one", "two")]
+    items[1] += nodes.bullet_list("", nodes.list_item("", nodes.paragraph("", "deep")))
+    (text,) = writer().blocks(nodes.enumerated_list("", *items, start=4))
+    assert text == "4. one\n5. two\n\n   - deep"
+
+
+@pytest.mark.parametrize(
+    ("hidden", "shown"), [({}, ["```python\ncode\n```", "result"]), ({"hide_mode": "input"}, ["result"])]
+)
+def test_a_hidden_cell_keeps_its_results(hidden, shown):
+    source = nodes.container("", nodes.literal_block("", "code", language="ipython3"), nb_element="cell_code_source")
+    output = nodes.container("", nodes.paragraph("", "result"), nb_element="cell_code_output")
+    cell = nodes.container("", source, output, nb_element="cell_code", **hidden)
+    assert writer().blocks(cell) == shown
+
+
 # --- the address ---
 
 
@@ -105,6 +132,67 @@ def test_twin_holds_every_value_of_its_page_with_its_evidence(page):
     assert not {value: count for value, count in wanted.items() if twin.count(value) < count}
 
 
+KINDS = {"computed": "=", "compiled": "‹›", "measured": "±", "cited": "”"}  # with the signs that notebooks use
+KIND_IN_WORDS = re.compile(rf" \((?:{'|'.join(KINDS)}|, )+\)$")
+
+
+def text_of(element) -> str:
+    """What an element of a page says, badges aside."""
+    strings = [t for t in element.strings if not any("evidence" in parent.get("class", []) for parent in t.parents)]
+    return " ".join("".join(strings).split())
+
+
+def plain(markdown: str) -> str:
+    return " ".join(re.sub(r"\\(.)", r"\1", markdown).split())
+
+
+def tables_of(markdown: str) -> list[list[list[str]]]:
+    """Rows of cells of every table, without the kinds of evidence behind values."""
+    found = []
+    for block in re.findall(r"(?m)(?:^\|.*\|$\n?)+", markdown):
+        head, _, *body = [re.split(r"(?<!\\)\|", line)[1:-1] for line in block.strip().split("\n")]
+        found.append([[KIND_IN_WORDS.sub("", plain(cell)) for cell in row] for row in (head, *body)])
+    return found
+
+
+@pytest.mark.built
+@pytest.mark.parametrize("page", PAGES)
+def test_twin_holds_every_result_table_and_figure_with_what_it_rests_on(page):
+    twin = (HTML / f"{page}.md").read_text(encoding="utf-8")
+    soup, words = article(page), plain(twin)
+    tables = [table for table in soup.select(".result-table table") if len(table("tr")) > 1]
+    in_twin = tables_of(twin)
+    for table_ in tables:
+        rows = [[text_of(cell) for cell in row(["th", "td"])] for row in table_("tr")]
+        assert rows in in_twin, rows[:2]
+        assert not table_.caption or f"*{text_of(table_.caption)}*" in words
+    for picture in soup.select("svg.wide"):
+        assert f"*Picture: {' '.join(picture['aria-label'].split())}*" in words
+    for figure in soup.select("figcaption"):
+        number = figure.select_one(".caption-number")
+        assert not number or f"**{number.get_text().strip()}.** " in twin
+    labels = Counter()
+    for badge in soup.select(".cell_output .evidence-line .evidence"):
+        about = badge["aria-label"].partition(": ")[2]
+        kind = "computed" if badge["class"][1] == "evidence-computed" else f"{badge.get_text()}: {about}"
+        labels[f"({' '.join(kind.split())})"] += 1
+    assert not {label: count for label, count in labels.items() if words.count(label) < count}
+
+
+@pytest.mark.built
+@pytest.mark.parametrize("page", ARTICLES)
+def test_notebook_prose_holds_every_value_with_the_sign_of_its_evidence(page):
+    cells = nbformat.read(HTML / names(page)[0], as_version=4).cells
+    prose = plain("\n".join(cell.source for cell in cells if cell.cell_type == "markdown"))
+    wanted = Counter()
+    for value in article(page).select("p > .evidence-value, li > .evidence-value"):
+        signs = "".join(KINDS[badge["class"][1].removeprefix("evidence-")] for badge in value.select(".evidence"))
+        wanted[f"{text_of(value)}<sup>{signs}</sup>"] += 1
+    assert len(wanted) > 20
+    assert not {value: count for value, count in wanted.items() if prose.count(value) < count}
+    assert ", ".join(f"{sign} {kind}" for kind, sign in KINDS.items()) in prose.replace("> ", "")
+
+
 @pytest.mark.built
 @pytest.mark.parametrize("page", PAGES)
 def test_twin_is_plain_markdown_with_title_and_working_links(page):
@@ -130,8 +218,12 @@ def test_page_names_its_other_forms_and_they_exist(page):
     soup = BeautifulSoup((HTML / f"{page}.html").read_text(encoding="utf-8"), "html.parser")
     forms = [link["href"] for link in soup("link", rel="alternate", href=True) if "atom" not in link.get("type", "")]
     forms += [link["href"] for link in soup.select(".run-line a[download]")]
+    menu = [link["href"] for link in soup.select(".dropdown-download-buttons a[href]")]
+    assert set(forms) <= set(menu)
     assert f"{Path(page).name}.md" in forms
-    assert bool([form for form in forms if form.endswith(".ipynb")]) == (page in ARTICLES)
+    assert bool(soup.select_one('.run-line a[href$="reference/api.html"]')) == (page in ARTICLES)
+    notebooks = [Path(name).name for name in names(page)] if page in ARTICLES else []
+    assert sorted({form for form in forms if form.endswith(".ipynb")}) == sorted(notebooks)
     assert all((HTML / page).with_name(form).exists() for form in forms)
 
 
@@ -140,6 +232,10 @@ def test_llms_txt_lists_every_page_once():
     text = (HTML / "llms.txt").read_text(encoding="utf-8")
     assert sorted(re.findall(r"\(([^)]+)\.md\)", text)) == sorted(PAGES)
     assert re.match(r"# .+\n\n> .+\n", text)
+    for page in PAGES[1:]:
+        html = BeautifulSoup((HTML / f"{page}.html").read_text(encoding="utf-8"), "html.parser")
+        about = html.find("meta", attrs={"name": "description"})["content"]
+        assert re.search(rf"(?m)^- \[.+\]\({page}\.md\): {re.escape(about)}$", text), page
 
 
 @pytest.mark.built
@@ -155,8 +251,36 @@ def test_notebooks_are_valid_clean_and_the_same_but_for_outputs(page):
     prose = "\n".join(re.sub(r"`[^`\n]+`", "", cell.source) for cell in clean.cells if cell.cell_type == "markdown")
     assert not ROLE.search(prose), ROLE.search(prose)
     assert "This notebook runs by itself" in clean.cells[0].source
+    page_html = BeautifulSoup((HTML / f"{page}.html").read_text(encoding="utf-8"), "html.parser")
+    if line := page_html.select_one(".last-updated"):  # none without the history
+        assert line.get_text().strip().removeprefix("Last updated on").strip(" .") in clean.cells[0].source
+    for number in article(page).select("figcaption .caption-number"):
+        assert f"**{number.get_text().strip()}.** " in prose
+    executed_page = nbformat.read(ROOT / f"_build/jupyter_execute/{page}.ipynb", as_version=4)
+    own = [cell.source for cell in executed_page.cells if cell.cell_type == "code"]
+    assert [cell.source for cell in code_cells[1:]] == own
     source = (ROOT / f"{page}.md").read_text(encoding="utf-8")
-    assert len(code_cells) == source.count("```{code-cell}") + 1
+    assert len(own) == source.count("```{code-cell}")
+
+
+def packed(page: str) -> dict:
+    """What a notebook carries, unpacked."""
+    cell = nbformat.read(HTML / names(page)[0], as_version=4).cells[1].source
+    text = re.search(r'PACKED = """(.*?)"""', cell, re.DOTALL)[1]
+    return json.loads(lzma.decompress(base64.b64decode(text)))
+
+
+@pytest.mark.built
+@pytest.mark.parametrize("page", ARTICLES)
+def test_notebooks_carry_the_whole_package_and_their_data(page):
+    """Sources for other compilers, too, and the recordings."""
+    package = ROOT / "kernels/chipmath"
+    files = [path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    carried = packed(page)
+    assert carried["package"] == {f"chipmath/{path.relative_to(package)}": path.read_text() for path in files}
+    data = sorted((ROOT / page).parent.glob("data/*"))
+    assert data
+    assert carried["data"] == {f"data/{path.name}": path.read_text() for path in data}
 
 
 # --- a reader's machine ---
@@ -263,7 +387,21 @@ def test_unpacking_keeps_what_a_reader_changed(tmp_path):
     (tmp_path / "empty").mkdir()
     cell = nbformat.read(HTML / names(ARTICLES[0])[0], as_version=4).cells[1].source
     assert run_in(tmp_path / "empty", python, "-", code=cell).returncode == 0
+    data = packed(ARTICLES[0])["data"]
+    assert {f"data/{path.name}": path.read_text() for path in (tmp_path / "empty/data").iterdir()} == data
     (changed,) = (tmp_path / "empty").glob("chipmath-*/chipmath/__init__.py")
     changed.write_text("mine = 1\n")
     result = run_in(tmp_path / "empty", python, "-", code=cell + "\nprint(chipmath.mine)")
     assert result.stdout.endswith("1\n"), result.stderr
+
+
+@pytest.mark.built
+def test_another_chipmath_that_is_loaded_already_is_told(tmp_path):
+    """Its results would stand where those of the article's own code are expected."""
+    python = strangers_python(tmp_path / "python")
+    (tmp_path / "empty/chipmath").mkdir(parents=True)
+    (tmp_path / "empty/chipmath/__init__.py").write_text("")
+    cell = nbformat.read(HTML / names(ARTICLES[0])[0], as_version=4).cells[1].source
+    result = run_in(tmp_path / "empty", python, "-", code=f"import chipmath\n{cell}")
+    assert result.returncode != 0
+    assert "ImportError: another chipmath was imported before, " in result.stderr

@@ -388,7 +388,7 @@ def test_every_kernel_and_layout_compiles_as_designed(direction, arch, options):
     if arch.startswith("sm"):
         assert not binary.instructions(r"\.FTZ")
     else:
-        assert re.search(r"\.amdhsa_float_denorm_mode_32 3$", binary.isa, re.MULTILINE) or "denorm" not in binary.isa
+        assert re.search(r"\.amdhsa_float_denorm_mode_32 3$", binary.isa, re.MULTILINE)
 
 
 @pytest.mark.parametrize("arch", ["sm_90", "gfx950"])
@@ -475,7 +475,18 @@ def test_a_wrong_quantizer_is_not_timed(monkeypatch):
         quantizers.rehearse(silent)
 
 
+@pytest.fixture
+def timed_once(monkeypatch):
+    """Each candidate runs once: the kernels' sources, executed on a CPU, take a second a call."""
+
+    def turns(candidates, stopwatch, *, rounds):
+        return {name: [stopwatch(candidate, 1)] * rounds for name, candidate in candidates.items()}
+
+    monkeypatch.setattr(quantizers, "take_turns", turns)
+
+
 @needs_triton
+@pytest.mark.usefixtures("timed_once")
 def test_a_rehearsal_times_everything_and_a_peer_that_fails_says_why(monkeypatch):
     def fails(x):
         raise RuntimeError("no such dtype\nmore")
@@ -492,6 +503,7 @@ def test_a_rehearsal_times_everything_and_a_peer_that_fails_says_why(monkeypatch
 
 
 @needs_triton
+@pytest.mark.usefixtures("timed_once")
 def test_a_step_that_is_wrong_or_does_not_run_costs_itself_alone(monkeypatch):
     from triton.runtime.errors import OutOfResources
 
@@ -525,6 +537,144 @@ def test_timed_choices_are_the_compiled_ones(name):
     assert chosen == quantizer_code.VARIANTS[name]("sm_90", "bfloat16")
 
 
+SETS, SHAPE = 3, (32, 512)
+
+
+@pytest.fixture
+def timed_here(monkeypatch):
+    """``timed_here()``: candidates as they are timed, each on three sources, and the launches that they make.
+
+    meddle  is called after each launch of the check, with its kernel, its number and its buffers
+    idle    the kernel that writes nothing
+    """
+    made, true = {}, quantizers._prepared
+
+    def prepared(name, x, buffers, arch):
+        launch = true(name, x, buffers, arch)
+        made[id(launch)] = launch, name, buffers
+        return launch
+
+    monkeypatch.setattr(quantizers, "_prepared", prepared)
+    first = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)).bfloat16()
+    rows, columns = quantize(first, E4M3, "rceil"), quantize(first, E4M3, "rceil", axis=0)
+    expected = [rows.elements, rows.scales, columns.elements.T, columns.scales.T]
+
+    def start(meddle=lambda name, number, buffers: None, idle=""):
+        launched = []
+
+        class Here(quantizers._OnCpu):
+            def run(self, launch):
+                _, name, buffers = made[id(launch)]
+                if name != idle:
+                    super().run(launch)
+                launched.append((name, launch.arguments[0].data_ptr()))
+                meddle(name, sum(each == name for each, _ in launched) - 1, buffers)
+
+        candidates, _, _ = quantizers._ours(Here("sm_90"), [first.clone() for _ in range(SETS)], expected, ())
+        launched.clear()
+        return candidates, launched
+
+    return start
+
+
+@needs_triton
+@pytest.mark.parametrize("number", [0, SETS - 1])
+@pytest.mark.parametrize(
+    ("name", "part"), [("rows", 0), ("rows", 1), ("columns", 2), ("columns", 3), *(("both", part) for part in range(4))]
+)
+def test_every_byte_of_every_source_is_checked(timed_here, name, part, number):
+    """One wrong byte in elements or scales, of either direction, on the first or the last source."""
+
+    def flip(ran, turn, buffers):
+        if (ran, turn) == (name, number):
+            buffers[part].view(-1)[-1] ^= 1
+
+    with pytest.raises(ExperimentError, match=f"^{name}, torch.bfloat16: 1 bytes differ from the reference's: not tim"):
+        timed_here(flip)
+
+
+@needs_triton
+def test_a_kernel_that_writes_nothing_is_noticed(timed_here):
+    """Though the kernels before it have written the same bytes into the same buffers."""
+    wrong = 2 * (SHAPE[0] * SHAPE[1] * 33 // 32) * SETS
+    with pytest.raises(ExperimentError, match=f"^both, torch.bfloat16: {wrong} bytes differ"):
+        timed_here(idle="both")
+
+
+@needs_triton
+def test_copy_and_peers_rotate_among_sources(monkeypatch):
+    seen, copies = [], []
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, arguments=(), options=None):
+            if function is torch.Tensor.copy_:
+                copies.append(tuple(each.data_ptr() for each in arguments))
+            return function(*arguments, **(options or {}))
+
+    def turns(candidates, stopwatch, *, rounds):
+        seen.clear()
+        for i in range(4):
+            candidates["a peer"](i)
+        with Watch():
+            for i in range(4):
+                candidates[quantizers.COPY](i)
+        return {name: [1.0, 1.0] for name in candidates}
+
+    def peer(x):
+        seen.append(x.data_ptr())
+        return quantizers.plain_rows(x)
+
+    monkeypatch.setattr(quantizers, "take_turns", turns)
+    on = quantizers._OnCpu("sm_90")
+    rows = quantizers._measure(on, SHAPE, "bfloat16", 0, timing.host_stopwatch, 3, {"a peer": peer}, ())
+    assert {row["kernel"]: row["wrong_bytes"] for row in rows}["a peer"] == 0
+    assert seen[:2] == seen[2:]
+    assert seen[0] != seen[1]
+    assert copies[:2] == copies[2:]
+    assert len({*copies[0], *copies[1]}) == 4, "two sources and two targets"
+
+
+@needs_triton
+def test_a_peer_with_other_bytes_is_named_and_not_timed(monkeypatch):
+    def peer(x):
+        elements, scales = quantizers.plain_rows(x)
+        return elements ^ 1, scales
+
+    timed = []
+
+    def turns(candidates, stopwatch, *, rounds):
+        timed.extend(candidates)
+        return {name: [1.0, 1.0] for name in candidates}
+
+    monkeypatch.setattr(quantizers, "take_turns", turns)
+    on = quantizers._OnCpu("sm_90")
+    rows = quantizers._measure(on, SHAPE, "bfloat16", 0, timing.host_stopwatch, 3, {"a peer": peer}, ())
+    row = {row["kernel"]: row for row in rows}["a peer"]
+    assert (row["wrong_bytes"], row["bytes_per_s_p50"]) == (SHAPE[0] * SHAPE[1], None)
+    assert "a peer" not in timed
+
+
+def test_results_of_another_size_are_wrong_altogether():
+    expected = [torch.zeros(2, 4), torch.zeros(3)]
+    assert quantizers._wrong_bytes([torch.zeros(8), torch.zeros(3)], expected) == 0
+    assert quantizers._wrong_bytes([torch.zeros(4), torch.zeros(3)], expected) == 8
+    assert quantizers._wrong_bytes([torch.zeros(8), torch.zeros(6)], expected) == 3
+
+
+@needs_triton
+def test_kernels_rotate_among_sources_and_two_passes_are_both(timed_here):
+    candidates, launched = timed_here()
+    for name in (*quantizers.OURS, quantizers.TWO_PASSES):
+        launched.clear()
+        for i in range(2 * SETS):
+            candidates[name](i)
+        passes = ["rows", "columns"] if name == quantizers.TWO_PASSES else [name]
+        assert [ran for ran, _ in launched] == passes * (2 * SETS)
+        sources = [source for _, source in launched[:: len(passes)]]
+        assert sources[:SETS] == sources[SETS:]
+        assert len(set(sources)) == SETS
+
+
 def test_the_plain_peers_write_our_bytes():
     x = torch.randn(64, 96, generator=torch.Generator().manual_seed(4)).bfloat16()
     rows, columns = quantize(x, E4M3, "rceil"), quantize(x, E4M3, "rceil", axis=0)
@@ -537,6 +687,24 @@ def test_a_small_gpu_is_refused():
     small = Gpu("A Card", "NVIDIA", "sm_90", 8 * GIB, None, "CUDA 13.0")
     with pytest.raises(ExperimentError, match="wants 16 GiB of memory, this GPU has 8"):
         quantizers.measure(small, True, silent)
+
+
+@needs_triton
+@pytest.mark.parametrize("quick", [False, True])
+def test_steps_are_timed_in_one_case_of_the_full_form(monkeypatch, quick):
+    cases = []
+    monkeypatch.setattr(quantizers, "_peers", lambda quick: {})
+    monkeypatch.setattr(quantizers, "_measure", lambda on, *rest: cases.append((*rest[:2], rest[-1])) or [{}])
+    quantizers.measure(Gpu("A Card", "NVIDIA", "sm_90", 80 * GIB, None, "CUDA 13.0"), quick, silent)
+    steps = [case[:2] for case in cases if case[2]]
+    assert [case[:2] for case in cases if case[2] == quantizers.STEPS] == steps
+    if quick:
+        assert (steps, cases) == ([], [((8192, 8192), "bfloat16", ())])
+    else:
+        sizes, dtypes = {case[0] for case in cases}, {case[1] for case in cases}
+        assert steps == [((8192, 8192), "bfloat16")]
+        assert (sizes, dtypes) == ({(n, n) for n in (4096, 8192, 16384)}, {"bfloat16", "float32"})
+        assert len(cases) == len(sizes) * len(dtypes)
 
 
 def test_predictions_are_bytes_over_the_data_sheets_rate():

@@ -179,7 +179,17 @@ def test_everything_compiles_to_what_was_recorded(experiment):
     """All but the sample, which the test above compiles."""
     taken = newest(experiment.name)
     others = [case for case in experiment.cases if case not in experiment.quick_cases]
-    assert {compile_again(experiment, taken, case) for case in others} <= {"same"}
+    verdicts, left_out = set(), []
+    for case in others:
+        try:
+            verdicts.add(compile_again(experiment, taken, case))
+        except (
+            pytest.skip.Exception
+        ) as skipped:  # where one compiler is missing, the cases of others count all the same
+            left_out.append(str(skipped))
+    assert verdicts <= {"same"}
+    if left_out:
+        pytest.skip(f"{len(left_out)} of {len(others)} cases: {left_out[0]}")
 
 
 def test_a_changed_number_is_noticed():

@@ -657,7 +657,10 @@ def test_the_gpu_experiment_rehearses_every_run(monkeypatch):
         ("bf16", 2),
     }
     assert method["left_out"] == []
-    assert all(row["gradient_sqnr_db"] is not None for row in rows if row["seed"] == 0)
+    probed = {row["recipe"]: row for row in rows if row["seed"] == 0}
+    assert len({row["gradient_sqnr_db"] for row in probed.values()}) > 4, "each recipe's own"
+    assert probed["fp8_unscaled"]["flushed_dY"] > probed["mxfp8_rceil"]["flushed_dY"] >= 0
+    assert {row[name] for row in rows if row["seed"] for name in training.PROBE_COLUMNS} == {None}
     assert all(math.isfinite(row["held_out_loss"]) for row in rows)
 
 
@@ -749,6 +752,36 @@ def test_a_wrong_operand_is_not_trained(monkeypatch):
         training.rehearse(silent)
 
 
+def operands_wrong_for(monkeypatch, wrong):
+    """Let the first operand be another where ``wrong(recipe, dtype, axis)``."""
+    real = Recipe.operand
+
+    def operand(recipe, x, axis):
+        values, *rest = real(recipe, x, axis)
+        if wrong(recipe, x.dtype, axis):
+            values = values.clone()
+            values[0, 0] = 12345.0
+        return values, *rest
+
+    monkeypatch.setattr(Recipe, "operand", operand)
+
+
+@pytest.mark.parametrize("recipe", training._plan()[-1:] + training._plan()[:1], ids=lambda planned: planned[0].name)
+def test_operands_of_every_recipe_of_the_plan_are_checked(monkeypatch, recipe):
+    monkeypatch.setattr(run, "TOY", TINY)
+    operands_wrong_for(monkeypatch, lambda its, dtype, axis: its is recipe[0])
+    with pytest.raises(ExperimentError, match=f"^{recipe[0].name}: 1 operands along axis 0 differ: it is not trained"):
+        training.rehearse(silent)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_operands_of_either_type_along_either_axis_are_checked(monkeypatch, dtype, axis):
+    operands_wrong_for(monkeypatch, lambda *its: its[1:] == (dtype, axis))
+    with pytest.raises(ExperimentError, match=f"^mxfp8_floor: 1 operands along axis {axis} differ"):
+        training._check_operands("cpu", [MXFP8_FLOOR])
+
+
 def test_prediction_is_of_block_recipes_only():
     predicted = {row["recipe"]: row["expected_product_db"] for row in training.predict()}
     assert list(predicted) == ["mxfp8_rceil", "mxfp8_floor", "mxfp4"]
@@ -756,10 +789,18 @@ def test_prediction_is_of_block_recipes_only():
 
 
 def test_the_cpu_experiment_has_every_run(monkeypatch):
+    threads = []
     monkeypatch.setattr(run, "TOY", TINY)
+    monkeypatch.setattr(training_cpu, "QUICK_SEEDS", 2)
+    monkeypatch.setattr(training_cpu, "QUICK_STEPS", 3)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     _, rows = training_cpu.compute(True, silent)
+    assert threads == [1], "one order of summation"
     table = EXPERIMENTS["training_cpu"].table(rows)
-    assert len(table) == len({tuple(row[:3]) for row in table}) == len(RECIPES) + 4
+    assert len(table) == len({tuple(row[:3]) for row in table}) == 2 * (len(RECIPES) + 4)
+    losses = {(row["recipe"], row["dial"], row["seed"]): row["held_out_loss"] for row in rows}
+    assert losses["fp32", 0, 0] != losses["fp32", 0, 1]
+    assert losses["fp8_tensor", 0, 0] != losses["fp8_tensor", training_cpu.DIAL, 0]
 
 
 def test_recorded_seeds_settle_what_four_bits_cost():

@@ -118,7 +118,7 @@ def _badge_error(badge: Tag, root: Path) -> str:
     if kind == "cited":
         known = badge.get("data-cite") in bibliography(root)
         return "" if known else f"a result cites {badge.get('data-cite')!r}, which references.bib does not have"
-    if "data-live" in badge.attrs:
+    if kind == "measured" and "data-live" in badge.attrs:
         return "" if gpus() else f"a live result of {badge['data-live']!r}, and this machine has no GPU"
     if kind == "computed" and "data-recording" not in badge.attrs:
         return ""
@@ -340,9 +340,8 @@ def bibliography(root: Path) -> dict[str, str]:
 def _read_bibliography(path: Path, modified: int) -> dict[str, str]:
     lines = {}
     for key, entry in parse_file(str(path)).entries.items():
-        people = entry.persons.get("author", [])
-        names = [" ".join(p.last_names) for p in people[:2]] + (["et al."] if len(people) > 2 else [])
-        authors = " and ".join(names) if len(people) == 2 else " ".join(names)
+        names = [" ".join(person.last_names) for person in entry.persons.get("author", [])]
+        authors = f"{names[0]} et al." if len(names) > 2 else " and ".join(names)
         fields = [authors, entry.fields["title"], entry.fields["year"]]
         lines[key] = ", ".join(re.sub(r"[{}\\]", "", field) for field in fields)
     return lines

@@ -27,7 +27,14 @@ HERE = Path(__file__).parent
 FOLDER = "explorers"  # in the built book's _static
 NAMES = ("occupancy", "mx-block")
 SHARED_SCRIPT, STYLES = "explorer.js", "explorers.css"
-MODEL = ("devices", "occupancy", "formats", "quantize", "evidence")  # the modules of chipmath that the data come from
+MODEL = (
+    "devices",
+    "occupancy",
+    "formats",
+    "quantize",
+    "evidence",
+    "recordings",
+)  # of chipmath: where the data come from
 
 
 class Explorer(SphinxDirective):

@@ -34,6 +34,7 @@ class MarkdownWriter:
     badge   what to write after a value, from the kinds of evidence behind it
     on_cell called for every code cell instead of writing its code and results; the blocks it returns are written
     numbers numbers of figures and equations by their id, as Sphinx gives them: {"figure": {"fig-x": (1, 2)}, …}
+    sources a line for each key of references.bib, as the page's own badges of cited results show it
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class MarkdownWriter:
         badge: Callable[[list[str]], str],
         numbers: dict[str, dict[str, tuple[int, ...]]],
         on_cell: Callable[[nodes.Element], list[str]] | None = None,
+        sources: dict[str, str] | None = None,
     ):
         """Keep how links, badges and code cells are to be written."""
+        self.sources = sources or {}
         self.link, self.badge, self.numbers, self.on_cell = link, badge, numbers, on_cell
 
     # --- blocks ---
@@ -278,8 +281,16 @@ class MarkdownWriter:
         if not found and not soup.find("form"):
             text = self._value(soup)
             return [text] if text.strip() else []
-        found += [" ".join(f"({_label(badge)})" for badge in line.select(".evidence")) for line in lines]
+        found += [" ".join(f"({self._label(badge)})" for badge in line.select(".evidence")) for line in lines]
         return found
+
+    def _label(self, badge: Tag) -> str:
+        """Return what a table or figure rests on; "computed" says it all, the other kinds name their source."""
+        kind = _kind(badge)
+        if kind == "computed":
+            return kind
+        about = badge["aria-label"].removeprefix(f"{kind}: ")
+        return escape(f"{badge.get_text()}: {self.sources.get(badge.get('data-cite'), about)}")
 
     def _first_number(self, kind: str, node: nodes.Element) -> str:
         labelled = [f"equation-{nodes.make_id(node['label'])}"] if node.get("label") else []
@@ -339,14 +350,6 @@ def _list(items: Iterable[list[str]], marker: Callable[[int], str]) -> str:
 
 def _quoted(blocks: list[str]) -> str:
     return "\n".join(f"> {line}".rstrip() for line in "\n\n".join(blocks).split("\n"))
-
-
-def _label(badge: Tag) -> str:
-    """Return what a table or figure rests on; "computed" says it all, the other kinds name their source."""
-    kind = _kind(badge)
-    if kind == "computed":
-        return kind
-    return escape(f"{badge.get_text()}: {badge['aria-label'].removeprefix(f'{kind}: ')}")
 
 
 def _kind(badge: Tag) -> str:

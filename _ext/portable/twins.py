@@ -7,13 +7,16 @@ import posixpath
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from chipbook.badges import bibliography
+
 from portable.markdown import TERM, MarkdownWriter
 from portable.pages import chapters, description, page_address, target_page, title
 
 
 def twin(app, docname: str, doctree) -> str:
     """Return a resolved page as Markdown: every value with its kind of evidence in words, links to other twins."""
-    writer = MarkdownWriter(lambda address: _link(docname, address), in_words, app.env.toc_fignumbers.get(docname, {}))
+    numbers, sources = app.env.toc_fignumbers.get(docname, {}), bibliography(Path(app.srcdir))
+    writer = MarkdownWriter(lambda address: _link(docname, address), in_words, numbers, sources=sources)
     head = ["---", f"title: {_quoted(title(app, docname))}"]
     if about := description(app, docname):
         head.append(f"description: {_quoted(about)}")
