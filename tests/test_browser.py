@@ -6,7 +6,7 @@ from urllib.parse import quote_plus
 
 import pytest
 from conftest import ROOT
-from test_book import ARTICLES, HTML, PAGES
+from test_book import ARTICLES, HTML, KINDS, PAGES
 from test_site import broken
 
 pytestmark = [pytest.mark.built, pytest.mark.browser]
@@ -221,6 +221,28 @@ def test_badges_stand_at_the_right_end_of_their_table(browser):
         )
         assert len(apart) > 10
         assert max(apart) < 2
+
+
+DARK = {
+    "the book": "document.documentElement.dataset.theme = 'dark'",
+    "JupyterLab": "document.body.dataset.jpThemeLight = 'false'",
+    "VS Code": "document.body.className = 'vscode-dark'",
+    "Colab": "document.documentElement.setAttribute('theme', 'dark')",
+}
+
+
+@pytest.mark.parametrize("where", DARK)
+def test_badges_are_light_on_dark_wherever_a_notebook_is_read(browser, where):
+    page = browser.new_page()
+    badges = "".join(f'<span class="evidence evidence-{kind}">{kind}</span>' for kind in sorted(KINDS))
+    page.set_content(f"<style>{(ROOT / '_static/evidence.css').read_text('utf-8')}</style>{badges}")
+    colours = "[...document.querySelectorAll('.evidence')].map(e => getComputedStyle(e).color)"
+    light = page.evaluate(colours)
+    page.evaluate(DARK[where])
+    for before, after in zip(light, page.evaluate(colours), strict=True):
+        red, green, blue = (int(part) for part in after[4:-1].split(","))
+        assert 0.2126 * red + 0.7152 * green + 0.0722 * blue > 140, (before, after)
+    page.close()
 
 
 def test_icons_are_drawn_by_the_web_font(browser):
