@@ -539,6 +539,7 @@ def test_a_wrong_target_is_named_with_the_right_ones(compile_it, arch, known):
         compile_it(arch)
 
 
+@needs_clang
 def test_a_macro_that_is_no_name_is_refused():
     with pytest.raises(ValueError, match="defines has 'A B', which is no name of a macro"):
         compile_hip("x.hip", "gfx950", {"A B": 1})
