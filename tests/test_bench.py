@@ -696,13 +696,14 @@ def test_the_kernel_counts_before_and_after_it_stays(arch):
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_every_launch_is_counted_and_every_fourth_in_the_quick_form(monkeypatch, quick):
+def test_every_launch_is_counted_in_either_form(monkeypatch, quick):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(multi_processor_count=132))
     monkeypatch.setattr(residency, "_measure", lambda arch, units, cases, *rest: (arch, units, cases))
     counted = residency.measure(CARD, quick, silent)
-    assert counted == ("sm_90", 132, [case for i, case in enumerate(launches("sm_90")) if i % 4 == 0 or not quick])
+    assert counted == ("sm_90", 132, launches("sm_90"))
+    assert len(counted[2]) >= 12
 
 
 def test_unknown_chips_are_not_counted():

@@ -19,7 +19,7 @@ from chipmath.occupancy import LIMITER_WORDS
 from chipmath.recordings import newest
 
 ARCHS = tuple(arch for arch in DEVICES if arch != "gfx90a")  # which has no XCC_ID; see residency.hip
-QUICK_STEP = 4  # the quick form does every fourth launch
+PREDICTED_STEP = 4  # of four chips every fourth launch is shown where none is measured, and rehearsed
 UNITS_AT_MOST = 4096  # how far the kernels number their units
 STAY = {"NVIDIA": 2_000_000, "AMD": 200_000}  # 2 ms, in the ticks of each kernel's clock
 
@@ -34,10 +34,10 @@ class Counts:
 
 
 def predict() -> list[Row]:
-    """The model's count for the launches of the quick form, from the recorded resources of their kernel."""
+    """The model's count for some of the launches, from the recorded resources of their kernel."""
     names = ("arch", *KEYS, "registers", "groups_per_unit")
     recording = newest(residency_launches.EXPERIMENT.name)
-    cases = [{"arch": arch, **launch} for arch in RECORDED_ARCHS for launch in launches(arch)[::QUICK_STEP]]
+    cases = [{"arch": arch, **launch} for arch in RECORDED_ARCHS for launch in launches(arch)[::PREDICTED_STEP]]
     rows = [recording.find(**case) for case in cases]
     return [{name: row[name] for name in names} | {"limiters": _in_words(row)} for row in rows]
 
@@ -53,7 +53,7 @@ Count = Callable[[Binary, int, int, int, int], Counts]  # binary, threads, dynam
 
 
 def measure(gpu: Gpu, quick: bool, progress: Progress) -> tuple[dict, list[Row]]:
-    """Method and rows on torch's current GPU."""
+    """Method and rows on torch's current GPU; the quick form is the full one, which takes seconds."""
     import torch
 
     if gpu.arch not in ARCHS:
@@ -64,9 +64,7 @@ def measure(gpu: Gpu, quick: bool, progress: Progress) -> tuple[dict, list[Row]]
         return driver_occupancy(binary, threads, dynamic_shared_bytes=dynamic_shared_bytes, index=index)
 
     units = torch.cuda.get_device_properties(index).multi_processor_count
-    return _measure(
-        gpu.arch, units, launches(gpu.arch)[:: QUICK_STEP if quick else 1], promise, count_on_device, progress
-    )
+    return _measure(gpu.arch, units, launches(gpu.arch), promise, count_on_device, progress)
 
 
 def count_on_device(binary: Binary, threads: int, dynamic_shared_bytes: int, groups: int, live: int) -> Counts:
@@ -95,7 +93,7 @@ def rehearse(progress: Progress) -> tuple[dict, list[Row]]:
         return Counts([fit] * 3 + unused, [groups // 3, groups // 3, groups - 2 * (groups // 3), *unused], 0)
 
     arch = _arch_with_compiler()
-    return _measure(arch, 3, launches(arch)[::QUICK_STEP], promise, count, progress)
+    return _measure(arch, 3, launches(arch)[::PREDICTED_STEP], promise, count, progress)
 
 
 def _arch_with_compiler() -> str:
