@@ -705,6 +705,19 @@ def test_missing_nvdisasm_is_named(monkeypatch):
 
 
 @needs_nvcc
+def test_an_nvcc_without_a_host_compiler_is_named(monkeypatch, fp8_source, tmp_path):
+    nvcc = crosscompile.find_cuda_tool("nvcc")
+    monkeypatch.setattr(crosscompile, "find_cuda_tool", lambda name: nvcc)
+    for shell in ("sh", "bash"):  # nvcc may be a script
+        if shutil.which(shell):
+            (tmp_path / shell).symlink_to(shutil.which(shell))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("NVCC_CCBIN", raising=False)
+    with pytest.raises(CompilerMissing, match=f"{re.escape(nvcc)} finds no C\\+\\+ compiler: install g"):
+        compile_cuda(fp8_source, "sm_90", {"BIAS": 0})
+
+
+@needs_nvcc
 def test_an_nvcc_that_came_without_nvdisasm_is_named(monkeypatch, fp8_source):
     hide(monkeypatch, "nvdisasm")
     nvcc = re.escape(crosscompile.find_cuda_tool("nvcc"))

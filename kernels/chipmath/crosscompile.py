@@ -543,7 +543,12 @@ def _nvcc_build(nvcc: str, path: Path, target: str, macros: list[str]) -> tuple[
         cubin = Path(folder) / "kernel.cubin"
         command: list[str | Path] = [nvcc, "-x", "cu", f"-gencode=arch=compute_{target},code=sm_{target}", *macros]
         command += ["-cubin", "--keep", "--keep-dir", folder, "-o", cubin, path]
-        run_compiler(command, f"{path.name} for sm_{target}")
+        try:
+            run_compiler(command, f"{path.name} for sm_{target}")
+        except CompileError as error:
+            if "host compiler" in error.log:  # "Failed to preprocess host compiler properties", for one
+                raise CompilerMissing(f"{nvcc} finds no C++ compiler: install g++, or set NVCC_CCBIN") from error
+            raise
         (ptx,) = Path(folder).glob("*.ptx")
         return cubin.read_bytes(), ptx.read_text(), f"nvcc {version}"
 
