@@ -308,8 +308,15 @@ def test_quick_forms_stay_out_of_the_books_recordings(folder, monkeypatch):
     stand_in(monkeypatch, "matrix_passes", passes)
     assert bench.main(["matrix_passes", "--quick"]) == 0
     (name,) = files(folder)
-    assert re.fullmatch(r"recorded-20\d\d-\d\d-\d\d/compiled-matrix_passes\.json", name)
+    assert re.fullmatch(r"recorded-20\d\d-\d\d-\d\d/compiled-matrix_passes-quick\.json", name)
     assert load(folder / name).method["form"] == "quick"
+
+
+def test_a_quick_form_replaces_no_full_one(folder, monkeypatch):
+    stand_in(monkeypatch, "matrix_passes", passes)
+    assert [bench.main(["matrix_passes", *form, "--out", "x"]) for form in ([], ["--quick"])] == [0, 0]
+    forms = {name: load(folder / name).method["form"] for name in files(folder)}
+    assert forms == {"x/compiled-matrix_passes.json": "full", "x/compiled-matrix_passes-quick.json": "quick"}
 
 
 @pytest.mark.parametrize(
@@ -441,7 +448,7 @@ def test_a_batch_is_filled_and_what_compiles_or_warms_up_is_not_timed():
     assert done == [0, 1], "compiled and loaded before the clock runs"
     assert timed[-2:] == [8, 8], "as many as the warm clock says"
     assert set(timed[:-2]) == {2}
-    assert 2 * (2 * 40e-3 + (len(timed) - 5) * 1e-3) == pytest.approx(timing.WARM_SECONDS, abs=2e-3)
+    assert 2 * (2 * 40e-3 + (len(timed) - 4) * 1e-3) == pytest.approx(timing.WARM_SECONDS, abs=2e-3)
 
 
 def test_quantiles_are_those_of_the_textbook():

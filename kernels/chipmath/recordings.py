@@ -72,12 +72,16 @@ class Recording:
 
     @property
     def file_name(self) -> str:
-        """What the recording is called in ``recorded/``: measured ones add up, the others are replaced."""
+        """What the recording is called in ``recorded/``: measured ones add up, the others are replaced.
+
+        A quick form has a name of its own, so that it never replaces a full one.
+        """
+        name = self.experiment + ("-quick" if self.method["form"] == "quick" else "")
         if self.kind != "measured":
-            return f"{self.kind}-{self.experiment}.json"
+            return f"{self.kind}-{name}.json"
         device = re.sub(r"[^a-z0-9]+", "-", self.device["name"].lower()).strip("-")
         moment = self.taken.replace(":", "")[:15]  # 2026-11-20T1402
-        return f"{moment}-{device}-{self.experiment}.json"
+        return f"{moment}-{device}-{name}.json"
 
     @property
     def older_code(self) -> bool:

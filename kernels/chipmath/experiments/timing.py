@@ -41,10 +41,11 @@ def take_turns(
     for candidate in candidates.values():  # the first calls compile and load
         for i in range(2):
             candidate(i)
-    worked = 0.0
+    worked, warm = 0.0, {}
     while worked < WARM_SECONDS:
-        worked += 2 * sum(stopwatch(candidate, 2) for candidate in candidates.values())
-    calls = {name: max(1, round(batch_seconds / stopwatch(candidates[name], 2))) for name in names}
+        warm = {name: stopwatch(candidate, 2) for name, candidate in candidates.items()}
+        worked += 2 * sum(warm.values())
+    calls = {name: max(1, round(batch_seconds / its)) for name, its in warm.items()}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in drawn.sample(names, len(names)):
