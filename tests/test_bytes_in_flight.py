@@ -7,7 +7,8 @@ import pytest
 from chipmath.crosscompile import CompilerMissing
 from chipmath.devices import KIB, PRODUCTS
 from chipmath.experiments import EXPERIMENTS, ExperimentError, bytes_in_flight
-from chipmath.experiments.bytes_in_flight import LOADS, innermost_loop, loads_before_use
+from chipmath.experiments.bytes_in_flight import LOADS, loads_before_use
+from chipmath.experiments.loops import innermost_loop
 from chipmath.gpu import Gpu
 
 torch = pytest.importorskip("torch")

@@ -10,8 +10,8 @@ import pytest
 from chipmath.crosscompile import AMD_OPCODE, SASS_OPCODE, CompilerMissing
 from chipmath.devices import DEVICES
 from chipmath.experiments import EXPERIMENTS, ExperimentError, ilp_sweep
-from chipmath.experiments.bytes_in_flight import innermost_loop
 from chipmath.experiments.ilp_sweep import Point, compile_chains
+from chipmath.experiments.loops import innermost_loop
 from chipmath.formats import E4M3
 from chipmath.gpu import Gpu
 from chipmath.ilp import INSTRUCTIONS, Trace, expected_fraction, operands, span_of_units, wrong_waves

@@ -16,6 +16,8 @@ import torch
 from chipmath import matmul as reference
 from chipmath import matmul_gpu
 from chipmath.experiments import ExperimentError, gemm_routes, gemm_speed
+from chipmath.experiments.loops import innermost_loop
+from chipmath.experiments.resources import MATRIX_OPCODE
 from chipmath.formats import E2M1, E4M3, E5M2, E8M0, INT8
 from chipmath.matmul_gpu import ROUTE_ARCHS, bf16_scales, fold, fp16_span, relative_scales, tile_table
 from chipmath.matmul_tiles import TILES, constants_of, tile_of
@@ -399,7 +401,7 @@ def test_in_another_order_of_k_registers_get_a_by_ldmatrix(monkeypatch):
     loops = {}
     for chosen in (False, True):
         monkeypatch.setattr(gemm_routes, "constants_of", lambda route, arch, chosen=chosen: {"FOUR_BYTES": chosen})
-        loops[chosen] = gemm_routes.loop(gemm_routes.compile_route("sm_90", "fp16_relative", *tile).isa)
+        loops[chosen] = innermost_loop(gemm_routes.compile_route("sm_90", "fp16_relative", *tile).isa, MATRIX_OPCODE)
     counts = {
         chosen: [len(re.findall(rf"\b{op}\b", body)) for op in ("LDS.U16", "LDSM")] for chosen, body in loops.items()
     }
@@ -576,9 +578,9 @@ def test_speeds_are_products_over_time(monkeypatch):
 
 
 def test_a_wrong_reference_ends_the_experiment(monkeypatch):
-    true = matmul_gpu._bfloat16_product
+    true = matmul_gpu.bfloat16_product
     monkeypatch.setattr(gemm_speed, "routes_of", lambda arch: ["dequantize_cublas"])
-    monkeypatch.setattr(matmul_gpu, "_bfloat16_product", lambda a, b: true(a, b) + 1)
+    monkeypatch.setattr(matmul_gpu, "bfloat16_product", lambda a, b: true(a, b) + 1)
     with pytest.raises(ExperimentError, match="bfloat16 product: relative error"):
         gemm_speed.rehearse(lambda *a: None)
 

@@ -13,6 +13,7 @@ import pytest
 from chipmath.crosscompile import CompileError
 from chipmath.devices import GIB, PRODUCTS
 from chipmath.experiments import EXPERIMENTS, ExperimentError, mx_lanes, mx_step, reference_quantizer
+from chipmath.experiments.loops import innermost_loop
 from chipmath.gpu import Gpu
 from chipmath.recordings import newest
 
@@ -86,11 +87,11 @@ LISTING = """
 
 
 def test_the_loop_is_the_innermost_one_that_multiplies_matrices():
-    body = mx_step.loop(LISTING)
+    body = innermost_loop(LISTING, "mfma")
     assert body.startswith(".LBB0_1:")
     assert body.endswith("s_cbranch_scc0 .LBB0_1")
     outer = LISTING.replace("\ts_endpgm", "\ts_cbranch_vccz .LBB0_1\n\ts_endpgm")
-    assert mx_step.loop(outer) == body
+    assert innermost_loop(outer, "mfma") == body
 
 
 # Lanes

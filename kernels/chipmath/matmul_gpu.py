@@ -341,7 +341,7 @@ def _plan_dequantize_cublas(a: MXTensor, b: MXTensor, n: int, sizes: list[int]) 
     rights = right.split(n) if n else [right] * len(sizes)
 
     def multiply() -> Tensor:
-        parts = [_bfloat16_product(left, right) for left, right in zip(lefts, rights)]
+        parts = [bfloat16_product(left, right) for left, right in zip(lefts, rights)]
         return _joined(parts, a, n)
 
     return multiply
@@ -352,7 +352,7 @@ def _joined(parts: list[Tensor], a: MXTensor, n: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat([torch.empty(0, n, device=a.elements.device), *parts])
 
 
-def _bfloat16_product(a: Tensor, b: Tensor) -> Tensor:
+def bfloat16_product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b.T`` in float32; only GPUs have the mixed product, and elsewhere float32 operands give the same sums."""
     if a.device.type == "cpu":
         return a.float() @ b.float().T

@@ -14,7 +14,7 @@ from chipmath.crosscompile import Binary, CompilerMissing, compile_cuda, compile
 from chipmath.devices import KIB, MIB, PRODUCTS, device
 from chipmath.experiments.copy_bandwidth import datasheet
 from chipmath.experiments.experiment import ExperimentError, MeasuredExperiment, Progress, Row, Shown
-from chipmath.experiments.mx_step import BRANCH, LABEL
+from chipmath.experiments.loops import innermost_loop
 from chipmath.experiments.timing import Candidate, Stopwatch, event_stopwatch, host_stopwatch, spread, take_turns
 from chipmath.gpu import Gpu
 from chipmath.occupancy import shared_ceilings
@@ -62,16 +62,6 @@ def loads_before_use(binary: Binary) -> int:
             break
         loaded |= {f"R{first + i}" for i in range(4)}
     return len(loaded) // 4
-
-
-def innermost_loop(isa: str, pattern: str) -> str:
-    """The innermost loop in which ``pattern`` is found, label to branch; ExperimentError where there is none."""
-    labels = {found[1]: found.start() for found in LABEL.finditer(isa)}
-    bodies = [isa[labels[b[1]] : b.end()] for b in BRANCH.finditer(isa) if labels.get(b[1], len(isa)) < b.start()]
-    found = [body for body in bodies if re.search(pattern, body)]
-    if not found:
-        raise ExperimentError(f"the machine code has no loop with {pattern}")
-    return min(found, key=len)
 
 
 def in_flight(arch: str, groups: int, loads: int) -> int:
@@ -269,8 +259,7 @@ EXPERIMENT = MeasuredExperiment(
         *("experiments/bytes_in_flight.py", "experiments/in_flight.cu", "experiments/launching.py"),
         *("experiments/timing.py", "mini_hip.h"),
         *("experiments/copy_bandwidth.py", "experiments/streams.py"),  # the data sheet's rate
-        *("experiments/mx_step.py", "experiments/mx_tiles.py"),  # what is a loop in machine code
-        *("experiments/resources.py", "experiments/scaled_gemm.py"),
+        "experiments/loops.py",
     ),
     keys={
         "kernel": "read or copy",

@@ -9,7 +9,8 @@ from collections import Counter
 from chipmath.crosscompile import AMD_OPCODE, SASS_OPCODE, Binary, compile_triton, find_triton
 from chipmath.devices import device
 from chipmath.experiments.experiment import CompiledExperiment, Row
-from chipmath.experiments.mx_step import GROUPS, loop
+from chipmath.experiments.loops import innermost_loop
+from chipmath.experiments.mx_step import GROUPS
 from chipmath.experiments.resources import MATRIX_OPCODE
 from chipmath.matmul_tiles import Tile, constants_of, tile_of
 
@@ -77,7 +78,7 @@ def compile_route(arch: str, route: str, tile: tuple[int, int, int], num_warps: 
 def step(binary: Binary, tile: tuple[int, int, int], num_warps: int) -> Row:
     """What one wave issues in a step, and what a step has for it to do."""
     unit, (m, n, k) = device(binary.arch), tile
-    body = loop(binary.isa)
+    body = innermost_loop(binary.isa, MATRIX_OPCODE)
     opcodes = Counter((AMD_OPCODE if unit.vendor == "AMD" else SASS_OPCODE).findall(body))
     matrix = {opcode: count for opcode, count in opcodes.items() if re.search(MATRIX_OPCODE, opcode)}
     elements = (m + n) * k / (num_warps * unit.wave_lanes)
@@ -191,7 +192,7 @@ EXPERIMENT = CompiledExperiment(
     question="What does one step of an MXFP8 product issue by each route, and what does its tile take?",
     sources=(
         *("experiments/gemm_routes.py", "experiments/mx_step.py", "experiments/mx_tiles.py"),
-        *("experiments/resources.py", "experiments/scaled_gemm.py"),
+        *("experiments/loops.py", "experiments/resources.py", "experiments/scaled_gemm.py"),
         *("matmul_kernels.py", "matmul_tiles.py"),
     ),
     keys={

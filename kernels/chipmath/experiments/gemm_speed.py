@@ -119,7 +119,7 @@ def _candidates(where: str, arch: str, shape: Shape, with_tiles: bool):
     checked = torch.arange(0, m, max(m // CHECKED_ROWS, 1), device=where)
     exact = a.dequantize(torch.float64)[checked] @ b.dequantize(torch.float64).T
     wide_a, wide_b = matmul_gpu.dequantize(a), matmul_gpu.dequantize(b)
-    candidates: dict[str, Candidate] = {REFERENCE: lambda i: matmul_gpu._bfloat16_product(wide_a, wide_b)}
+    candidates: dict[str, Candidate] = {REFERENCE: lambda i: matmul_gpu.bfloat16_product(wide_a, wide_b)}
     conversions: dict[str, Candidate] = {}
     refused: dict[str, str] = {}
     asked: list[tuple[str, str, Tile | None]] = [(route, route, None) for route in routes_of(arch)]
@@ -129,9 +129,7 @@ def _candidates(where: str, arch: str, shape: Shape, with_tiles: bool):
     for name, route, tile in asked:
         if route == "dequantize_cublas":
             matmul_gpu.plan(a, b, route)  # its check; what is timed converts each time
-            candidates[name] = lambda i: matmul_gpu._bfloat16_product(
-                matmul_gpu.dequantize(a), matmul_gpu.dequantize(b)
-            )
+            candidates[name] = lambda i: matmul_gpu.bfloat16_product(matmul_gpu.dequantize(a), matmul_gpu.dequantize(b))
             continue
         multiply = matmul_gpu.plan(a, b, route) if tile is None else matmul_gpu.plan(a, b, route, tile=tile)
         if why := _refusal(multiply):
@@ -240,7 +238,7 @@ EXPERIMENT = MeasuredExperiment(
         *("experiments/gemm_speed.py", "experiments/timing.py"),
         # The prediction's: what decides the recording that it comes from.
         *("experiments/gemm_routes.py", "experiments/mx_step.py", "experiments/mx_tiles.py"),
-        *("experiments/resources.py", "experiments/scaled_gemm.py"),
+        *("experiments/loops.py", "experiments/resources.py", "experiments/scaled_gemm.py"),
         *("matmul_gpu.py", "matmul_kernels.py", "matmul_tiles.py"),
     ),
     keys={

@@ -10,6 +10,7 @@ from collections import Counter
 from chipmath.crosscompile import AMD_OPCODE, SASS_OPCODE, Binary
 from chipmath.devices import device
 from chipmath.experiments.experiment import CompiledExperiment
+from chipmath.experiments.loops import innermost_loop
 from chipmath.experiments.mx_tiles import compile_tile
 from chipmath.experiments.resources import MATRIX_OPCODE
 
@@ -17,8 +18,6 @@ ARCHS = ("gfx942", "gfx950", "sm_90", "sm_100", "sm_120")
 TILE, NUM_WARPS = (128, 128, 128), 8  # no chip spills a register
 HOPPER_TILES = ((64, 64, 128), (256, 128, 128), (256, 256, 128))  # larger ones convert an element for more products
 
-LABEL = re.compile(r"^(\.L\w+):", re.MULTILINE)
-BRANCH = re.compile(r"^.*\b(?:s_c?branch\w*|BRA\S*)\s.*?(\.L\w+)", re.MULTILINE)
 GROUPS = {
     "conversions": r"^(F2F|v_cvt_)",
     "multiplications": r"^(HMUL|HFMA|FMUL|v_(pk_)?mul_f)",
@@ -27,17 +26,10 @@ GROUPS = {
 PTX_MATRIX = re.compile(r"^\s*(?:@%p\d+ )?((?:wgmma\.mma_async|tcgen05\.mma|mma\.sync)\S*)", re.MULTILINE)
 
 
-def loop(isa: str) -> str:
-    """The innermost loop that multiplies matrices, label to branch."""
-    labels = {found[1]: found.start() for found in LABEL.finditer(isa)}
-    bodies = [isa[labels[b[1]] : b.end()] for b in BRANCH.finditer(isa) if labels.get(b[1], len(isa)) < b.start()]
-    return min((body for body in bodies if re.search(MATRIX_OPCODE, body)), key=len)
-
-
 def step(binary: Binary) -> dict:
     """What a wave or warp issues in one step."""
     amd = device(binary.arch).vendor == "AMD"
-    body = loop(binary.isa)
+    body = innermost_loop(binary.isa, MATRIX_OPCODE)
     opcodes = Counter((AMD_OPCODE if amd else SASS_OPCODE).findall(body))
     matrix = sorted(opcode for opcode in opcodes if re.search(MATRIX_OPCODE, opcode))
     counts = {name: [opcode for opcode in opcodes if re.search(pattern, opcode)] for name, pattern in GROUPS.items()}
@@ -71,7 +63,7 @@ EXPERIMENT = CompiledExperiment(
     name="mx_step",
     question="Which instructions does one wave of eight issue for one step of an MXFP8 product?",
     sources=(
-        *("experiments/mx_step.py", "experiments/mx_tiles.py"),
+        *("experiments/mx_step.py", "experiments/loops.py", "experiments/mx_tiles.py"),
         *("experiments/scaled_gemm.py", "experiments/resources.py"),
     ),
     keys={
