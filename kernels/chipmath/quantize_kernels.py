@@ -18,7 +18,7 @@ scaled   gfx950: v_cvt_scalef32_pk_fp8_f32 and ..._bf8_f32. With the bit FP16_OV
          what is finite; Triton sets it in every kernel that casts to FP8, since its version 3.5
          (https://github.com/triton-lang/triton/pull/7337). They keep the sign of NaN, so a negative NaN of x is first
          made -Inf: its product with the reciprocal's NaN is that NaN, a positive one. Which of E5M2's three NaN codes
-         they write, 0x7D to 0x7F, no document of AMD's says (CDNA4 ISA, "FP8 and BF8")
+         they write, 0x7D to 0x7F, no document of AMD's says (CDNA4 ISA, section 7.3 and table 30)
 fnuz     gfx942: v_cvt_pk_fp8_f32 and ..._bf8_f32 write the FNUZ formats, whose codes are those of OCP's formats for
          numbers half as large. So half the number is converted; the sign is set afterwards, as FNUZ has no -0
 integer  everywhere: one float32 addition rounds (`chipmath.quantize_cpu` says why), the rest is integer arithmetic
