@@ -51,8 +51,8 @@ def widen(words, DTYPE: tl.constexpr, ENCODER: tl.constexpr):
     if ENCODER == "scaled":
         if DTYPE == "bfloat16":
             words = tl.minimum(words.to(tl.uint16, bitcast=True), 0xFF80)
-        elif DTYPE == "float16":
-            words = tl.minimum(words.to(tl.uint16, bitcast=True), 0xFC00)
+        elif DTYPE == "float16":  # before Triton 3.9 the constant makes 32 bits of them
+            words = tl.minimum(words.to(tl.uint16, bitcast=True), 0xFC00).to(tl.uint16)
         else:
             words = tl.minimum(words.to(tl.uint32, bitcast=True), 0xFF800000)
     if DTYPE == "bfloat16":
@@ -395,7 +395,9 @@ def write_scales(
     if SCALES_128X4:  # `chipmath.quantize.to_blocked`; the program's tile is part of one 128x4 tile, or whole ones
         tiles = (length + 127) // 128
         start = ((first_line // 128).to(gl.int64) * tiles + first // 128) * 512
-        start = start + first_line % 128 // 32 * 4 + first % 128 // 32
+        start += first_line % 128 // 32 * 4
+        if BLOCKS % 4:  # or the tile begins one of four blocks, which Triton sees from 3.9 on: so it stores a word
+            start += first % 128 // 32
         offsets = (line // 128 * tiles + block // 4) * 512 + line % 32 * 16 + line % 128 // 32 * 4 + block % 4
     else:
         blocks = length // 32
