@@ -3,9 +3,11 @@
 import shutil
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
+from chipmath.bench import PINNED
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -77,6 +79,25 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Skip where another Triton than the recordings' emits what the oracles do not model; say what that is.
+
+    They execute what the pinned compilers emit. A wrong byte is as red as ever, whichever Triton it is from.
+    """
+    try:
+        return (yield)
+    except NotImplementedError as error:
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if raised_in.parent.name != "oracles":
+            raise
+        import triton
+
+        if triton.__version__ == PINNED["Triton"]:
+            raise
+        pytest.skip(f"code of Triton {triton.__version__} that is not modelled here: {error}")
+
+
 @pytest.fixture
 def compiled(monkeypatch):
     """``compiled(arch)``: from here on, products of CPU tensors execute the code that is compiled for a chip.
@@ -91,6 +112,8 @@ def compiled(monkeypatch):
     kernels = {name: getattr(matmul_kernels, name) for name in names}
 
     def use(arch, edit=str):
+        if arch == "gfx942" and matmul_gpu._triton_release() < (3, 9):
+            pytest.skip("Triton before 3.9 has no products for gfx942 that are right")
         monkeypatch.setattr(matmul_gpu, "_arch", lambda where: arch)
         launchers = {name: Launcher(kernel, arch, edit) for name, kernel in kernels.items()}
         for name, launcher in launchers.items():

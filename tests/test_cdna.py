@@ -338,6 +338,7 @@ def test_instructions_do_what_the_isa_says(body, words, expected):
 LANE = list(range(64))
 ACROSS = [
     ("v_mov_b32_dpp v3, v1 quad_perm:[2,3,0,1] DPP", lambda lane: lane ^ 2),
+    ("v_mov_b32_dpp v3, v1 quad_perm:[1,0,3,2] row_mask:0xf bank_mask:0xf", lambda lane: lane ^ 1),
     ("v_mov_b32_dpp v3, v1 row_half_mirror DPP", lambda lane: lane ^ 7),
     ("v_mov_b32_dpp v3, v1 row_mirror DPP", lambda lane: lane ^ 15),
     ("v_mov_b32_dpp v3, v1 row_ror:4 DPP", lambda lane: lane // 16 * 16 + (lane - 4) % 16),
@@ -355,6 +356,7 @@ ACROSS = [
      lambda lane: 63 - lane),
     ("v_lshlrev_b32_e32 v4, 2, v0; ds_bpermute_b32 v3, v4, v1 offset:8; s_waitcnt lgkmcnt(0)",
      lambda lane: (lane + 2) % 64),
+    ("ds_swizzle_b32 v3, v1 offset:swizzle(SWAP,16); s_waitcnt lgkmcnt(0)", lambda lane: lane ^ 16),
 ]  # fmt: skip
 
 
@@ -369,6 +371,7 @@ def test_lanes_that_read_others(body, source):
     [
         "v_mov_b32_dpp v3, v1 quad_perm:[1,1,3,3] row_mask:0xf bank_mask:0xf bound_ctrl:1",
         "v_or_b32_e32 v4, 1, v0; v_lshlrev_b32_e32 v4, 2, v4; ds_bpermute_b32 v3, v4, v1; s_waitcnt lgkmcnt(0)",
+        "ds_swizzle_b32 v3, v1 offset:swizzle(SWAP,1); s_waitcnt lgkmcnt(0)",
     ],
 )
 def test_lanes_that_are_not_active_are_neither_read_nor_written(body):
@@ -561,6 +564,8 @@ def test_a_branch_over_lanes_that_are_not_active():
         ("v_mfma_f32_16x16x128_f8f6f4 v[0:3], v[0:7], v[0:7], 0 abid:1", NotImplementedError, "abid:1: modifier"),
         ("s_mov_b64 s[4:5], 0x80000000", NotImplementedError, "a literal of 64 bits"),
         ("v_mov_b32_dpp v3, v1 quad_perm:[1,0,3,2] row_mask:0x5 bank_mask:0xf", NotImplementedError, ": DPP"),
+        ("v_mov_b32_dpp v3, v1 row_shr:1 row_mask:0xf bank_mask:0xf", NotImplementedError, "leaves a lane as it was"),
+        ("ds_swizzle_b32 v3, v1 offset:swizzle(REVERSE,4)", NotImplementedError, ": swizzle"),
         ("buffer_load_dword v3, v2, s[4:7], 0 idxen", NotImplementedError, "idxen: modifier"),
         ("buffer_load_dword v3, off, s[4:7], 0 lds", NotImplementedError, "to LDS"),
         (

@@ -256,14 +256,16 @@ class Machine:
     def _permuted(self, ins: Instruction, words: np.ndarray) -> np.ndarray:
         """DPP (CDNA4 ISA, section 13.3.9): another lane's word of a row of 16; 0 from beyond it or a disabled lane."""
         modifiers = dict(ins.modifiers)
-        fixed = [modifiers.pop(name, None) for name in ("row_mask", "bank_mask", "bound_ctrl")]
+        *masks, bound = [modifiers.pop(name, None) for name in ("row_mask", "bank_mask", "bound_ctrl")]
         ((control, value),) = modifiers.items()
-        if fixed != ["0xf", "0xf", "1"] or control not in DPP:
+        if masks != ["0xf", "0xf"] or bound not in (None, "1") or control not in DPP:
             ins.refuse("DPP")
         lane = np.arange(LANES)
         source = DPP[control](lane % 16, value)
         lanes = lane // 16 * 16 + source % 16
         valid = self.active[:, lanes] & (source >= 0) & (source < 16)
+        if bound is None and (self.active & ~valid).any():
+            ins.refuse("DPP that leaves a lane as it was")
         return np.where(valid, np.broadcast_to(words, (1, self.waves, LANES))[..., lanes], 0).astype(U32)
 
     def put_mask(self, ins: Instruction, text: str, value: np.ndarray) -> None:

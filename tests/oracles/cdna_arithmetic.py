@@ -216,6 +216,7 @@ VECTOR = {
         "i32 <- f32", lambda a: np.clip(np.trunc(np.nan_to_num(a, nan=0.0)).astype(float), -(2**31), 2**31 - 1)
     ),
     "v_rcp_f32": _operation("f32 <- f32", _nan_aware(np.reciprocal)),  # within 1 ulp, say the documents
+    "v_rcp_iflag_f32": _operation("f32 <- f32", _nan_aware(np.reciprocal)),  # it raises another exception
     "v_cvt_pk_bf16_f32": _operation("u32 <- f32 f32", _pair_of_bfloat16),
     "v_cvt_pk_f16_f32": _operation("u32 <- f32 f32", _pair_of_float16),
     "v_accvgpr_read_b32": _operation("u32 <- u32", lambda a: a),

@@ -297,6 +297,7 @@ SPECIAL = {
     r"s_(add|mul|cmp)k_.*i32": _with_constant,
     r"v_fmac_f32": _accumulate,
     r"ds_bpermute_b32": cdna_memory.bpermute,
+    r"ds_swizzle_b32": cdna_memory.swizzle,
 }
 
 

@@ -179,6 +179,20 @@ def bpermute(machine: Machine, ins: Instruction) -> None:
     ins.only("offset")
     address, data = (machine.registers(ins, text, 1)[0] for text in ins.operands[1:])
     lanes = (address + U32(int(ins.modifiers.get("offset", "0")))) // U32(4) % U32(LANES)
+    _pull(machine, ins, lanes, data)
+
+
+def swizzle(machine: Machine, ins: Instruction) -> None:
+    """DS_SWIZZLE_B32, pseudocode, as LLVM writes one of its modes: every lane pulls from lane ^ N of its half."""
+    swap = re.fullmatch(r"swizzle\(SWAP,(\d+)\)", ins.modifiers.get("offset", ""))
+    ins.only("offset")
+    if not swap:
+        ins.refuse("swizzle")
+    lanes = np.arange(LANES) ^ int(swap[1])
+    _pull(machine, ins, np.broadcast_to(lanes, (machine.waves, LANES)), machine.registers(ins, ins.operands[1], 1)[0])
+
+
+def _pull(machine: Machine, ins: Instruction, lanes: np.ndarray, data: np.ndarray) -> None:
     waves = np.arange(machine.waves)[:, None]
     machine.put_vector(ins, ins.operands[0], np.where(machine.active[waves, lanes], data[waves, lanes], 0)[None])
     op = operand(ins.operands[0])

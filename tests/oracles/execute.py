@@ -87,12 +87,12 @@ def edited(binary: Binary, edit: Callable[[str], str]) -> Binary:
 
 
 def mistake(pattern: str, replacement: str = "", *, count: int = 0) -> Callable[[str], str]:
-    """An edit of the code that a compiler's mistake could be; ValueError where there is nothing to make it in."""
+    """An edit of the code that a compiler's mistake could be; NotImplementedError where there is none to make."""
 
     def edit(text: str) -> str:
         changed = re.sub(pattern, replacement, text, count=count)
         if changed == text:  # no AssertionError, which is what a test of a mistake may wait for
-            raise ValueError(f"the code has nothing to make this mistake in: {pattern}")
+            raise NotImplementedError(f"the code has nothing to make this mistake in: {pattern}")
         return changed
 
     return edit
