@@ -552,6 +552,25 @@ def test_nothing_on_a_phone_moves_while_a_page_loads(browser, name):
     context.close()
 
 
+ONCE = """
+    window.ResizeObserver = class {
+        constructor(draw) { this.draw = draw; }
+        observe() { setTimeout(() => this.draw([]), 100); }
+    };
+"""
+
+
+def test_a_chart_fits_a_screen_that_became_narrower_before_it_is_drawn_anew(browser):
+    context = browser.new_context(viewport=PHONE)
+    context.add_init_script(ONCE)
+    page = context.new_page()
+    page.goto((HTML / "explorers/mx-block.html").as_uri())
+    page.wait_for_function("document.querySelector('.explorer-chart svg')?.getBoundingClientRect().width > 320")
+    page.set_viewport_size({"width": 320, "height": 256})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    context.close()
+
+
 def test_high_contrast_keeps_the_bars_of_an_explorer(browser):
     context = browser.new_context(forced_colors="active", viewport=DESKTOP)
     page = context.new_page()
