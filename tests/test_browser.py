@@ -1,11 +1,14 @@
 """The built book in Chromium, opened from disk: nothing fetched, nothing logged, nothing wider than the screen."""
 
+import io
 import re
 import shutil
 from urllib.parse import quote_plus
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 from test_book import ARTICLES, HTML, KINDS, PAGES
 from test_site import broken
 
@@ -373,6 +376,96 @@ def test_a_table_says_on_which_side_it_holds_more(browser, kind):
             assert all(abs(first) < 2 for wide, _, first in at_end if wide)
 
 
+WIDE = "[...document.querySelectorAll('.result-table')].filter(box => box.scrollWidth > box.clientWidth + 1)"
+
+
+def shaded(box, column):
+    """Return the share of a column's pixels, counted from a box's left, that differ from the page's face."""
+    pixels = np.asarray(Image.open(io.BytesIO(box.screenshot())).convert("RGB")).astype(int)[:, column]
+    colours, counts = np.unique(np.asarray(pixels), axis=0, return_counts=True)
+    face = box.evaluate("() => getComputedStyle(document.body).backgroundColor")
+    return 1 - sum(counts[np.abs(colours - channels(face)).max(axis=1) < 8]) / len(pixels)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_edge_of_a_table_that_goes_on_is_shaded_from_top_to_bottom(browser, theme):
+    with Visit(browser, "chapters/kernels", viewport=PHONE, theme=theme) as visit:
+        visit.page.set_viewport_size({"width": PHONE["width"], "height": 2400})  # higher than any, with nothing over it
+        visit.page.add_style_tag(content=".bd-header-article, #pst-back-to-top { visibility: hidden; }")
+        boxes = visit.page.evaluate_handle(f"() => {WIDE}.filter(box => box.checkVisibility())").get_properties()
+        assert len(boxes) > 3
+        for handle in boxes.values():
+            box = handle.as_element()
+            first = int(box.evaluate("box => box.querySelector('tr > *').getBoundingClientRect().width"))
+            left, right = first + 2, -2  # beside the column that stays; at the edge
+            assert shaded(box, right) > 0.9
+            box.evaluate("box => { box.scrollLeft = 9999; }")
+            visit.page.wait_for_timeout(100)  # until its event has been heard
+            assert shaded(box, right) < 0.5
+            assert shaded(box, left) > 0.5  # of the rows, not of caption and words
+
+
+def test_high_contrast_marks_the_edge_of_a_table_that_goes_on(browser):
+    context = browser.new_context(forced_colors="active", viewport=PHONE)
+    page = context.new_page()
+    page.goto((HTML / "chapters/kernels.html").as_uri())
+    edge = """box => [getComputedStyle(box).borderRightStyle,
+        getComputedStyle(box.querySelector("th"), "::after").borderLeftStyle]"""
+    box = page.evaluate_handle(f"() => {WIDE}[0]").as_element()
+    assert box.evaluate(edge) == ["dashed", "none"]
+    box.evaluate("box => { box.scrollLeft = 9999; }")
+    page.wait_for_timeout(100)
+    assert box.evaluate(edge) == ["none", "dashed"]
+    context.close()
+
+
+def test_most_tables_fit_a_phone(browser):
+    """A third at most scroll, folded ones included, in a font as wide as DejaVu Sans: a phone's own is narrower."""
+    tables = wide = 0
+    for name in [*ARTICLES, "reference/status"]:
+        with Visit(browser, name, viewport=PHONE) as visit:
+            visit.page.evaluate("() => { for (const fold of document.querySelectorAll('details')) fold.open = true; }")
+            tables += visit.page.locator(".result-table").count()
+            wide += visit.page.evaluate(f"() => {WIDE}.length")
+    assert 0 < wide <= tables / 3, (wide, tables)
+
+
+def test_a_sign_answers_a_finger_beside_it(browser):
+    """24 pixels each way, as WCAG 2.5.8 asks; in a table, too."""
+    context = browser.new_context(viewport=PHONE, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto((HTML / "chapters/mxfp8.html").as_uri())
+    missed = page.evaluate(
+        """() => [...document.querySelectorAll("article .evidence-value .evidence")]
+            .filter(badge => badge.checkVisibility() && badge.parentElement.querySelectorAll(".evidence").length === 1)
+            .filter(badge => {
+                badge.scrollIntoView({block: "center", inline: "center"});
+                const box = badge.getBoundingClientRect();
+                const [x, y] = [box.left + box.width / 2, box.top + box.height / 2];
+                return [[-11, 0], [11, 0], [0, -11], [0, 11]]
+                    .some(([right, down]) => document.elementFromPoint(x + right, y + down) !== badge);
+            }).map(badge => badge.parentElement.textContent)"""
+    )
+    assert missed == []
+    context.close()
+
+
+def test_who_asks_for_less_motion_gets_none(browser):
+    context = browser.new_context(reduced_motion="reduce", viewport=PHONE)
+    page = context.new_page()
+    page.goto((HTML / "chapters/mxfp8.html").as_uri())
+    moving = page.evaluate(
+        """() => [...document.querySelectorAll("*")].flatMap(element => [null, "::before", "::after"].map(
+                part => [element.tagName + "." + element.className, getComputedStyle(element, part)]))
+            .filter(([, style]) => style.transitionDuration.split(",").some(time => parseFloat(time) > 0.001)
+                || style.animationName !== "none")
+            .map(([name]) => name)"""
+    )
+    assert sorted(set(moving)) == []
+    assert page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == "auto"
+    context.close()
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_boxes_that_scroll_are_tab_stops_and_others_are_not(browser, name):
     with Visit(browser, name, viewport=PHONE) as visit:
@@ -456,6 +549,25 @@ def test_nothing_on_a_phone_moves_while_a_page_loads(browser, name):
     page.goto((HTML / f"{name}.html").as_uri())
     page.wait_for_timeout(1_500)
     assert page.evaluate("shifted") < 0.05  # 0.1 is "good" by web.dev's measure
+    context.close()
+
+
+ONCE = """
+    window.ResizeObserver = class {
+        constructor(draw) { this.draw = draw; }
+        observe() { setTimeout(() => this.draw([]), 100); }
+    };
+"""
+
+
+def test_a_chart_fits_a_screen_that_became_narrower_before_it_is_drawn_anew(browser):
+    context = browser.new_context(viewport=PHONE)
+    context.add_init_script(ONCE)
+    page = context.new_page()
+    page.goto((HTML / "explorers/mx-block.html").as_uri())
+    page.wait_for_function("document.querySelector('.explorer-chart svg')?.getBoundingClientRect().width > 320")
+    page.set_viewport_size({"width": 320, "height": 256})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
     context.close()
 
 

@@ -136,6 +136,22 @@ def test_page_works_in_firefox_from_disk(firefox, name):
     assert firefox.complaints() == []
 
 
+def test_a_wide_table_shades_its_edges_and_keeps_its_first_column_in_firefox(firefox):
+    firefox.ask("WebDriver:SetWindowRect", width=500, height=900)
+    firefox.ask("WebDriver:Navigate", url=(HTML / "chapters/kernels.html").as_uri())
+    firefox.wait_for("return document.querySelectorAll('.result-table[data-more=right]').length > 0")
+    edges = """
+        const [box] = document.querySelectorAll(".result-table[data-more]");
+        const first = box.querySelector("td");
+        const shades = getComputedStyle(box).backgroundImage.split("linear-gradient").slice(1);
+        const apart = first.getBoundingClientRect().left - box.getBoundingClientRect().left;
+        return [shades[1].includes("0.35"), getComputedStyle(first, "::after").content, Math.round(apart)];"""
+    assert firefox.run(edges) == [True, "none", 0]
+    firefox.run("document.querySelector('.result-table[data-more]').scrollLeft = 9999; return null")
+    firefox.wait_for("return document.querySelectorAll('.result-table[data-more=left]').length > 0")
+    assert firefox.run(edges) == [False, '""', 0]
+
+
 def test_search_works_in_firefox_from_disk(firefox):
     firefox.ask("WebDriver:Navigate", url=(HTML / "search.html").as_uri() + "?q=occupancy")
     firefox.wait_for("return document.querySelectorAll('#search-results li a').length > 0")
