@@ -45,8 +45,13 @@ ROUTE_ARCHS = {
     "dequantize_cublas": ("gfx942", *NATIVE_SCALES, "sm_80", "sm_86", "sm_89", "sm_90"),
 }
 # 3.6 converts FP8 with an instruction of gfx950, and has no dot_scaled with two scales for gfx942. For sm_89 it
-# converts FP16 to BF16 with an instruction of sm_90.
-NEED_TRITON_3_9 = (("dot_scaled", "gfx942"), ("fp16_relative", "gfx942"), ("dot_scaled", "sm_89"))
+# converts FP16 to BF16 with an instruction of sm_90. Before 3.8 the interpreter has no dot_scaled.
+NEED_TRITON = {
+    ("dot_scaled", "gfx942"): (3, 9),
+    ("fp16_relative", "gfx942"): (3, 9),
+    ("dot_scaled", "sm_89"): (3, 9),
+    ("dot_scaled", "cpu"): (3, 8),
+}
 ROUTES = tuple(ROUTE_ARCHS)
 KERNEL_ROUTES = ("dot_scaled", "fp16_relative", "folded_128")
 FOLDED_BLOCK = 128
@@ -256,10 +261,14 @@ def _check_route(a: MXTensor, b: MXTensor, route: str) -> None:
         raise ValueError(
             f"route folded_cublas needs a torch with torch.nn.functional.scaled_mm, this is {torch.__version__}"
         )
-    if (route, arch) in NEED_TRITON_3_9 and _triton_release() < (3, 9):
-        raise ValueError(
-            f"route {route} needs Triton 3.9 or later on {arch}, this is {'.'.join(map(str, _triton_release()))}"
-        )
+    if has_too_old_triton(route, arch):
+        needed, here = (".".join(map(str, release)) for release in (NEED_TRITON[route, arch], _triton_release()))
+        raise ValueError(f"route {route} needs Triton {needed} or later on {arch}, this is {here}")
+
+
+def has_too_old_triton(route: str, arch: str) -> bool:
+    """Whether the Triton that is installed compiles a route wrongly, or not at all, for a chip or a "cpu"."""
+    return (route, arch) in NEED_TRITON and _triton_release() < NEED_TRITON[route, arch]
 
 
 def _arch(where: torch.device) -> str:

@@ -92,10 +92,10 @@ def _measure(
 
 def routes_of(arch: str) -> list[str]:
     """The routes that a chip has; a CPU interprets the kernels."""
-    from chipmath.matmul_gpu import ROUTE_ARCHS
+    from chipmath.matmul_gpu import ROUTE_ARCHS, has_too_old_triton
 
     if arch == "cpu":
-        return [*KERNEL_ROUTES, "dequantize_cublas"]
+        return [route for route in (*KERNEL_ROUTES, "dequantize_cublas") if not has_too_old_triton(route, arch)]
     return [route for route, archs in ROUTE_ARCHS.items() if arch in archs]
 
 
