@@ -8,7 +8,9 @@ BUILD := $(BIN)/python -c "from jupyter_book.cli.main import main; main()" build
 PYTEST := $(BIN)/python -m pytest --durations=10
 # Files of tests run side by side, but for those that print what they counted, which a worker would swallow.
 PRINTS := tests/test_devices.py tests/test_occupancy.py tests/test_occupancy_oracles.py
-SIDE_BY_SIDE := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(PRINTS:%=--ignore=%)
+# One more than there are processors, up to five: those of the browsers wait for most of their time.
+WORKERS := $(shell $(PYTHON) -c "import os; print(min((os.cpu_count() or 1) + 1, 5))")
+SIDE_BY_SIDE := --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder $(PRINTS:%=--ignore=%)
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
 # Triton's own place is the home folder, which a container may not let it write to.

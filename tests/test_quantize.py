@@ -178,11 +178,14 @@ def test_scales_of_every_16_bit_number(dtype, fmt, scale_rule):
 
 
 @pytest.mark.slow
-def test_rceil_of_every_positive_float32():
-    step = 1 << 22
-    for start in range(0, 0x7F800000, step):
-        every = torch.arange(max(start, 1), min(start + step, 0x7F800000), dtype=torch.int32)
+def test_rceil_of_positive_float32():
+    """Every subnormal number, every one of a normal binade near the clamps and elsewhere, every 251st of all others."""
+    for exponent in (0, 1, 7, 8, 9, 127, 253, 254):
+        every = torch.arange(max(exponent << 23, 1), (exponent + 1) << 23, dtype=torch.int32)
         assert_scales_follow_the_definition(every.view(torch.float32), E4M3, "rceil")
+    for start in range(1, 0x7F800000, 1 << 28):
+        some = torch.arange(start, min(start + (1 << 28), 0x7F800000), 251, dtype=torch.int32)
+        assert_scales_follow_the_definition(some.view(torch.float32), E4M3, "rceil")
 
 
 def test_constants_of_e4m3():

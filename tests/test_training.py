@@ -543,9 +543,10 @@ def test_two_ranks_have_the_losses_of_one(tmp_path):
     arguments = ["--recipe", "fp32", "mxfp8_rceil", "fp8_tensor", "--steps", "4"]
     (one, alone), (two, shared) = run_command(arguments, tmp_path), run_command(arguments, tmp_path, ranks=2)
     assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
-    # float32 sums of a few thousand terms, in another order: some units in the last place of a loss of about 4
+    # Float32 sums of a few thousand terms, in another order: some units in the last place of a loss of about 4, which
+    # every step carries into the weights. On two kinds of processor the fourth loss differed by 2e-6.
     for recipe in ("fp32", "mxfp8_rceil"):
-        assert shared[recipe]["losses"] == pytest.approx(alone[recipe]["losses"], abs=2e-6), recipe
+        assert shared[recipe]["losses"] == pytest.approx(alone[recipe]["losses"], abs=1e-5), recipe
     # Blocks of 32 tokens lie within a rank; a scale a tensor is another one when the tensor is half the batch.
     assert abs(shared["fp8_tensor"]["losses"][0] - alone["fp8_tensor"]["losses"][0]) > 2e-5
 
