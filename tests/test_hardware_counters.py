@@ -79,11 +79,22 @@ def test_a_profiler_that_may_not_count_says_why(script):
         profile(QUANTIZER)
 
 
-def test_a_profiler_that_hangs_is_ended(script, monkeypatch):
-    monkeypatch.setattr(hardware_counters, "PROFILE_SECONDS", 0.5)
+def test_a_profiler_that_hangs_is_ended(script):
     script("import time; time.sleep(60)")
     with pytest.raises(ExperimentError, match=r"ncu, quantize_both: ended after 0\.5 s without a table"):
-        profile(QUANTIZER)
+        profile(QUANTIZER, seconds=0.5)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_page_waits_for_the_profiler_no_longer_than_for_others(script, monkeypatch, quick):
+    """A full run has the time that it takes for both kernels; the quick form has what its page promised, for one."""
+    given = []
+    monkeypatch.setattr(hardware_counters, "run_group", lambda command, timeout, **rest: given.append(timeout) or 1 / 0)
+    script("")
+    card = Gpu("A Card", "NVIDIA", "sm_90", 80 << 30, "580.1", "CUDA 13.0")
+    with pytest.raises(ZeroDivisionError):
+        hardware_counters.measure(card, quick, lambda *a: None)
+    assert given == [EXPERIMENTS["hardware_counters"].live_seconds if quick else hardware_counters.PROFILE_SECONDS]
 
 
 def test_ncu_is_found_where_its_installer_puts_it(tmp_path, monkeypatch):

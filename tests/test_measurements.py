@@ -15,6 +15,7 @@ from chipmath.experiments import EXPERIMENTS, ExperimentError
 from chipmath.gpu import Gpu
 from chipmath.measurements import compiled, measure
 from chipmath.recordings import newest
+from conftest import ROOT
 from test_recordings import recording
 
 CARD = Gpu("A Card 80GB", "NVIDIA", "sm_90", 80 << 30, "580.1", "CUDA 13.0")
@@ -117,7 +118,8 @@ def test_recorded_with_older_code_says_so_with_its_commit(shelf):
 def test_live_beside_recorded(shelf, live, capsys):
     shelf(residency())
     text, html = shown(measure("residency"))
-    assert capsys.readouterr().out == "residency: measuring on A Card 80GB, quick form, 20 s at most\n"
+    most = f"{RESIDENCY.live_seconds} s at most"
+    assert capsys.readouterr().out == f"residency: measuring on A Card 80GB, quick form, {most}\n"
     assert "Live on this GPU (quick form) beside what was recorded." in text
     lines = [line.split() for line in text.splitlines()[3:]]
     assert [line[4:8] for line in lines] == [["32"] * 4, ["31"] * 4]
@@ -181,7 +183,7 @@ def test_a_live_run_ends_where_a_page_would_wait_too_long(shelf, live, monkeypat
 
     live(slow)
     text, _ = shown(measure("residency"))
-    assert "not measured on A Card 80GB: more than 20 s before the second" in text
+    assert f"not measured on A Card 80GB: more than {RESIDENCY.live_seconds} s before the second; once Triton" in text
 
     def late(gpu, quick, progress):
         monkeypatch.setattr(measurements.time, "monotonic", lambda: 2e9)
@@ -190,6 +192,16 @@ def test_a_live_run_ends_where_a_page_would_wait_too_long(shelf, live, monkeypat
 
     live(late)
     assert "Live on this GPU" in shown(measure("residency"))[0], "what is done by then is not thrown away"
+
+
+def test_no_page_waits_longer_than_promised():
+    """20 seconds a cell and two minutes for the book (DESIGN, "Evidence"), if every run takes all that it may."""
+    pages = (ROOT / "chapters").glob("*.md")
+    cells = [name for page in pages for name in re.findall(r'\bmeasure\("(\w+)"\)', page.read_text(encoding="utf-8"))]
+    seconds = {e.name: e.live_seconds for e in EXPERIMENTS.values() if e.kind == "measured"}
+    assert set(cells) == set(seconds), "every measured experiment has its place in a page"
+    assert max(seconds.values()) <= 20
+    assert sum(seconds[name] for name in cells) <= 120
 
 
 def test_every_device_shows_its_newest_recording(shelf):

@@ -570,7 +570,7 @@ def timed_here(monkeypatch):
                 launched.append((name, launch.arguments[0].data_ptr()))
                 meddle(name, sum(each == name for each, _ in launched) - 1, buffers)
 
-        candidates, _, _ = quantizers._ours(Here("sm_90"), [first.clone() for _ in range(SETS)], expected, ())
+        candidates, _, _ = quantizers._ours(Here("sm_90"), [first.clone() for _ in range(SETS)], expected, (), str)
         launched.clear()
         return candidates, launched
 
@@ -626,7 +626,7 @@ def test_copy_and_peers_rotate_among_sources(monkeypatch):
 
     monkeypatch.setattr(quantizers, "take_turns", turns)
     on = quantizers._OnCpu("sm_90")
-    rows = quantizers._measure(on, SHAPE, "bfloat16", 0, timing.host_stopwatch, 3, {"a peer": peer}, ())
+    rows = quantizers._measure(on, SHAPE, "bfloat16", 0, timing.host_stopwatch, 3, {"a peer": peer}, (), str)
     assert {row["kernel"]: row["wrong_bytes"] for row in rows}["a peer"] == 0
     assert seen[:2] == seen[2:]
     assert seen[0] != seen[1]
@@ -648,7 +648,7 @@ def test_a_peer_with_other_bytes_is_named_and_not_timed(monkeypatch):
 
     monkeypatch.setattr(quantizers, "take_turns", turns)
     on = quantizers._OnCpu("sm_90")
-    rows = quantizers._measure(on, SHAPE, "bfloat16", 0, timing.host_stopwatch, 3, {"a peer": peer}, ())
+    rows = quantizers._measure(on, SHAPE, "bfloat16", 0, timing.host_stopwatch, 3, {"a peer": peer}, (), str)
     row = {row["kernel"]: row for row in rows}["a peer"]
     assert (row["wrong_bytes"], row["bytes_per_s_p50"]) == (SHAPE[0] * SHAPE[1], None)
     assert "a peer" not in timed
@@ -694,7 +694,7 @@ def test_a_small_gpu_is_refused():
 def test_steps_are_timed_in_one_case_of_the_full_form(monkeypatch, quick):
     cases = []
     monkeypatch.setattr(quantizers, "_peers", lambda quick: {})
-    monkeypatch.setattr(quantizers, "_measure", lambda on, *rest: cases.append((*rest[:2], rest[-1])) or [{}])
+    monkeypatch.setattr(quantizers, "_measure", lambda on, *rest: cases.append((*rest[:2], rest[-2])) or [{}])
     quantizers.measure(Gpu("A Card", "NVIDIA", "sm_90", 80 * GIB, None, "CUDA 13.0"), quick, silent)
     steps = [case[:2] for case in cases if case[2]]
     assert [case[:2] for case in cases if case[2] == quantizers.STEPS] == steps
@@ -717,7 +717,7 @@ def test_predictions_are_bytes_over_the_data_sheets_rate():
 def test_a_wrong_byte_costs_its_own_case_and_the_recording_says_so():
     cases = [((4096, 4096), "bfloat16"), ((8192, 8192), "bfloat16")]
 
-    def case(shape, dtype, wrong=(4096,)):
+    def case(shape, dtype, tell, wrong=(4096,)):
         if shape[0] in wrong:
             raise ExperimentError(f"both, torch.{dtype}: 3 bytes differ from the reference's: not timed\nmore")
         return [{"rows": shape[0]}]

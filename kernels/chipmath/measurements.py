@@ -22,14 +22,13 @@ from chipmath.experiments import (
     CompiledExperiment,
     ExperimentError,
     MeasuredExperiment,
+    Progress,
     Row,
     compilers,
     describe,
 )
 from chipmath.gpu import gpu
 from chipmath.recordings import Recording, newest, recorded
-
-LIVE_SECONDS = 20
 
 
 @dataclass(frozen=True)
@@ -160,20 +159,23 @@ def _live(experiment: MeasuredExperiment) -> tuple[Recording | None, str]:
     here = gpu()
     if here is None:
         return None, "no GPU here that torch can use"
-    print(f"{experiment.name}: measuring on {here.name}, quick form, {LIVE_SECONDS} s at most", flush=True)
+    limit = experiment.live_seconds
+    print(f"{experiment.name}: measuring on {here.name}, quick form, {limit} s at most", flush=True)
     try:
-        run = experiment.run(True, _deadline())
+        run = experiment.run(True, _deadline(limit))
     except bench.EXPECTED_ERRORS as error:
         return None, f"not measured on {here.name}: {error}"
     return bench.take(experiment, run, bench.find_source(), quick=True), ""
 
 
-def _deadline():
+def _deadline(seconds: int) -> Progress:
     """A progress that ends the run where a page would wait too long for it."""
-    end = time.monotonic() + LIVE_SECONDS
+    end = time.monotonic() + seconds
 
     def progress(done: int, total: int, text: str) -> None:
         if done < total and time.monotonic() > end:
-            raise ExperimentError(f"more than {LIVE_SECONDS} s before {text}")
+            raise ExperimentError(
+                f"more than {seconds} s before {text}; once Triton has compiled its kernels, a second try is shorter"
+            )
 
     return progress

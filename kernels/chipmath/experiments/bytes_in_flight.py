@@ -12,6 +12,7 @@ import re
 
 from chipmath.crosscompile import Binary, CompilerMissing, compile_cuda, compile_hip
 from chipmath.devices import KIB, MIB, PRODUCTS, device
+from chipmath.experiments.at_once import compile_at_once
 from chipmath.experiments.copy_bandwidth import datasheet
 from chipmath.experiments.experiment import ExperimentError, MeasuredExperiment, Progress, Row, Shown
 from chipmath.experiments.loops import innermost_loop
@@ -114,9 +115,9 @@ def _measure(
     cases = [(kernel, g, n) for kernel in KERNELS for n in loads for g in groups]
     with contextlib.ExitStack() as stack:
         candidates, binaries, refused = _candidates(stack, where, arch, units, size, cases, progress)
-        progress(len(cases), len(cases) + 1, "timing")
+        progress(2 * len(cases), 2 * len(cases) + 1, "timing")
         seconds = take_turns(candidates, stopwatch, rounds=rounds)
-    progress(len(cases) + 1, len(cases) + 1, "done")
+    progress(2 * len(cases) + 1, 2 * len(cases) + 1, "done")
     rows = [_row(case, binary, units, size, seconds, product) for case, binary in binaries.items()]
     method = {
         "timer": "device events" if where == "cuda" else "host clock, rehearsal",
@@ -166,11 +167,16 @@ def _candidates(stack, where, arch, units, size, cases, progress) -> tuple[dict[
     candidates: dict[str, Candidate] = {REFERENCE: lambda i: target.copy_(source)}
     binaries: dict[tuple[str, int, int], Binary] = {}
     refused: dict[str, str] = {}
+
+    def tell(done: int, compiling: tuple) -> None:
+        progress(done, 2 * len(cases) + 1, f"compiling {compiling[1]}, {compiling[2]} loads")
+
+    compiled = compile_at_once(compile_stream, ((arch, kernel, loads) for kernel, _, loads in cases), tell)
     for done, case in enumerate(cases):
         kernel, groups, loads = case
         point = f"{kernel}, {groups} groups a unit, {loads} loads"
-        progress(done, len(cases) + 1, point)
-        binary = compile_stream(arch, kernel, loads)
+        progress(len(cases) + done, 2 * len(cases) + 1, point)
+        binary = compiled[arch, kernel, loads]
         threads, shared = threads_of(arch), shared_ceilings(arch).get(groups)
         if shared is None or binary.occupancy(threads, dynamic_shared_bytes=shared).groups_per_unit != groups:
             continue  # registers or slots admit fewer
@@ -282,6 +288,7 @@ EXPERIMENT = MeasuredExperiment(
     measure=measure,
     rehearse=rehearse,
     predict=predict,
+    live_seconds=11,
     prediction="Little's law, bandwidth times latency, with the data sheet's bandwidth and assumed latencies",
     shown={
         "device": Shown("card"),

@@ -182,6 +182,7 @@ EXPERIMENT = MeasuredExperiment(
     measure=measure,
     rehearse=rehearse,
     predict=predict,
+    live_seconds=5,
     prediction="the most that the data sheet admits",
     shown={
         "device": Shown("card"),

@@ -160,6 +160,7 @@ class MeasuredExperiment(Experiment):
     prediction  what kind of prediction that is, in a few words
     predicted_from  the compiled experiments whose recordings the prediction reads
     longest_seconds  of a full run, compilers and torch's start included: one that takes longer has hung
+    live_seconds     of a quick run in a page, where readers wait for it: one that is not done by then is given up
     unavailable  why it cannot run here, for want of a tool that most machines lack; an empty string: it can
     shown       the columns, of measured and predicted rows, that a page shows
     """
@@ -171,6 +172,7 @@ class MeasuredExperiment(Experiment):
     shown: dict[str, Shown]
     predicted_from: tuple[str, ...] = ()
     longest_seconds: int = 180
+    live_seconds: int = 10
     unavailable: Callable[[], str] = str
     kind: ClassVar[Literal["measured"]] = "measured"
 

@@ -6,6 +6,8 @@ dequantize_cublas, whose time holds its conversions. At one shape other tiles of
 close by what `gemm_routes` counts.
 """
 
+from collections.abc import Callable
+
 from chipmath.crosscompile import find_triton
 from chipmath.devices import MIB, PRODUCTS
 from chipmath.experiments import gemm_routes
@@ -59,8 +61,11 @@ def _measure(
     rows, left_out = [], {}
     for done, shape in enumerate(shapes):
         m, n, k = shape
-        progress(done, len(shapes), f"{m} x {n} x {k}")
-        candidates, errors, conversions, refused = _candidates(where, arch, shape, shape in tiled)
+
+        def tell(text: str, done=done, shape=shape) -> None:
+            progress(done, len(shapes), f"{' x '.join(map(str, shape))}: {text}")
+
+        candidates, errors, conversions, refused = _candidates(where, arch, shape, shape in tiled, tell)
         left_out |= {f"{name}, {m} x {n} x {k}": why for name, why in refused.items()}
         # Apart: after a conversion, which is light work, a product would find a higher clock than after another.
         seconds = take_turns(candidates, stopwatch, rounds=rounds)
@@ -105,8 +110,11 @@ def tile_name(route: str, tile: Tile) -> str:
     return f"{route}, {m} x {n} x {k}, {num_warps} warps"
 
 
-def _candidates(where: str, arch: str, shape: Shape, with_tiles: bool):
-    """What is timed, with its error, the conversions that routes do beforehand, and what is not timed and why."""
+def _candidates(where: str, arch: str, shape: Shape, with_tiles: bool, tell: Callable[[str], None]):
+    """What is timed, with its error, the conversions that routes do beforehand, and what is not timed and why.
+
+    tell  is told what is compiled and checked next
+    """
     import torch
 
     from chipmath import matmul_gpu
@@ -114,6 +122,7 @@ def _candidates(where: str, arch: str, shape: Shape, with_tiles: bool):
     from chipmath.quantize import quantize
 
     m, n, k = shape
+    tell("operands")
     generator = torch.Generator(where).manual_seed(SEED)
     a, b = (quantize(torch.randn(rows, k, device=where, generator=generator), E4M3, "rceil") for rows in (m, n))
     checked = torch.arange(0, m, max(m // CHECKED_ROWS, 1), device=where)
@@ -127,6 +136,7 @@ def _candidates(where: str, arch: str, shape: Shape, with_tiles: bool):
         ours = [route for route in routes_of(arch) if route in RUNNERS_UP]
         asked += [(tile_name(route, tile), route, tile) for route in ours for tile in RUNNERS_UP[route]]
     for name, route, tile in asked:
+        tell(name)
         if route == "dequantize_cublas":
             matmul_gpu.plan(a, b, route)  # its check; what is timed converts each time
             candidates[name] = lambda i: matmul_gpu.bfloat16_product(matmul_gpu.dequantize(a), matmul_gpu.dequantize(b))
@@ -263,6 +273,7 @@ EXPERIMENT = MeasuredExperiment(
     measure=measure,
     rehearse=rehearse,
     predict=predict,
+    live_seconds=14,
     prediction="the most that the compiled loop admits on an H100, and what is left if no unit works beside another",
     predicted_from=(gemm_routes.EXPERIMENT.name,),
     shown={

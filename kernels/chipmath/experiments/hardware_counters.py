@@ -63,7 +63,8 @@ def measure(gpu: Gpu, quick: bool, progress: Progress) -> tuple[dict, list[Row]]
     if why := unavailable():
         raise ExperimentError(f"hardware_counters asks the profiler, and there is {why}")
     kernels = [QUANTIZER] if quick else list(FUNCTIONS)
-    return _measure(gpu.arch, kernels, profile, lambda kernel: resources(_compile(kernel, gpu.arch)), progress)
+    its = partial(profile, seconds=EXPERIMENT.live_seconds) if quick else profile
+    return _measure(gpu.arch, kernels, its, lambda kernel: resources(_compile(kernel, gpu.arch)), progress)
 
 
 def rehearse(progress: Progress) -> tuple[dict, list[Row]]:
@@ -79,8 +80,8 @@ def rehearse(progress: Progress) -> tuple[dict, list[Row]]:
     return _measure(PREDICTED.arch, list(FUNCTIONS), made_up, recorded_code, progress)
 
 
-def profile(kernel: str) -> str:
-    """What ncu writes of the second launch of a kernel in a process of its own."""
+def profile(kernel: str, seconds: float = PROFILE_SECONDS) -> str:
+    """What ncu writes of the second launch of a kernel in a process of its own, which has so many seconds for it."""
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "table.csv"
         command = [find_ncu(), "--csv", "--page", "raw", "--print-units", "base", "--log-file", str(table)]
@@ -90,14 +91,14 @@ def profile(kernel: str) -> str:
         try:
             done = run_group(
                 command,
-                timeout=PROFILE_SECONDS,
+                timeout=seconds,
                 cwd=PACKAGE.parent,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
             )
         except subprocess.TimeoutExpired:
-            raise ExperimentError(f"ncu, {kernel}: ended after {PROFILE_SECONDS} s without a table") from None
+            raise ExperimentError(f"ncu, {kernel}: ended after {seconds} s without a table") from None
         text = table.read_text() if table.exists() else ""
     if done.returncode:
         raise ExperimentError(f"ncu, {kernel}: {_first_error(text + done.stdout) or f'exit status {done.returncode}'}")
@@ -206,6 +207,7 @@ EXPERIMENT = MeasuredExperiment(
     measure=measure,
     rehearse=rehearse,
     predict=predict,
+    live_seconds=20,  # two processes start, and the kernel is launched some times over
     unavailable=unavailable,
     prediction="the share of an SM's warps that the model admits for the recorded code",
     predicted_from=(quantizer_code.EXPERIMENT.name, gemm_routes.EXPERIMENT.name),

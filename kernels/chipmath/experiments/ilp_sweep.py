@@ -18,6 +18,7 @@ from chipmath.crosscompile import (
     find_triton,
 )
 from chipmath.devices import DEVICES, device
+from chipmath.experiments.at_once import compile_at_once
 from chipmath.experiments.experiment import ExperimentError, MeasuredExperiment, Progress, Row, Shown
 from chipmath.experiments.timing import spread
 from chipmath.gpu import Gpu
@@ -241,14 +242,17 @@ def _compile(cases: list[Point], progress: Progress) -> tuple[dict[tuple[str, in
     """Every kernel by its arguments of `compile_chains`; the languages that have no compiler here, and why."""
     binaries: dict[tuple[str, int, str], Binary] = {}
     missing: dict[str, str] = {}
-    for done, case in enumerate(cases):
-        progress(done, 2 * len(cases), f"compiling {case.chains} chains of {case.instruction} in {case.source}")
-        if _kernel(case) in binaries or case.source in missing:
-            continue
+
+    def tell(done: int, kernel: tuple) -> None:
+        name, chains, source = kernel
+        progress(len(binaries) + done, 2 * len(cases), f"compiling {chains} chains of {name} in {source}")
+
+    for source in dict.fromkeys(case.source for case in cases):
+        kernels = (_kernel(case) for case in cases if case.source == source)
         try:
-            binaries[_kernel(case)] = compile_chains(*_kernel(case))
+            binaries |= compile_at_once(compile_chains, kernels, tell, at_a_time=1 if source == "Gluon" else None)
         except CompilerMissing as error:
-            missing[case.source] = str(error)
+            missing[source] = str(error)
     if missing and not binaries:
         raise CompilerMissing("; ".join(missing.values()))
     return binaries, missing
@@ -341,6 +345,7 @@ EXPERIMENT = MeasuredExperiment(
     measure=measure,
     rehearse=rehearse,
     predict=predict,
+    live_seconds=18,  # sixteen kernels are compiled
     prediction="Little's law with LLVM's clocks for gfx950; for sm_90, whose latencies we do not know, only the rate",
     shown={
         "arch": Shown("chip"),

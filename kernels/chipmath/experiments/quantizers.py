@@ -41,6 +41,7 @@ CHANGES: dict[str, dict] = {
 STEPS, STEPS_CASE = (*TILES, *CHANGES), ((8192, 8192), "bfloat16")
 QUANTILES = ("p10", "p50", "p90")
 ITEM = {"bfloat16": 2, "float32": 4}
+Tell = Callable[[str], None]  # what is compiled and checked next
 
 
 def measure(gpu: Gpu, quick: bool, progress: Progress) -> tuple[dict, list[dict]]:
@@ -53,9 +54,9 @@ def measure(gpu: Gpu, quick: bool, progress: Progress) -> tuple[dict, list[dict]
     peers = _peers(quick)
     cases = [(shape, dtype) for dtype in dtypes for shape in shapes]
 
-    def case(shape: tuple[int, int], dtype: str) -> list[dict]:
+    def case(shape: tuple[int, int], dtype: str, tell: Tell) -> list[dict]:
         steps = () if quick or (shape, dtype) != STEPS_CASE else STEPS
-        return _measure(_OnGpu(gpu.arch), shape, dtype, ROTATION_BYTES, GraphStopwatch(), rounds, peers, steps)
+        return _measure(_OnGpu(gpu.arch), shape, dtype, ROTATION_BYTES, GraphStopwatch(), rounds, peers, steps, tell)
 
     rows, left_out = _all_that_can_be_trusted(cases, case, progress)
     return _method("device events around graphs", rounds, ROTATION_BYTES, peers) | {"left_out": left_out}, rows
@@ -70,9 +71,12 @@ def _all_that_can_be_trusted(
     rows, left_out = [], {}
     for done, (shape, dtype) in enumerate(cases):
         name = f"{shape[0]} x {shape[1]}, {dtype}"
-        progress(done, len(cases), name)
+
+        def tell(text: str, done=done, name=name) -> None:
+            progress(done, len(cases), f"{name}: {text}")
+
         try:
-            rows += measure_case(shape, dtype)
+            rows += measure_case(shape, dtype, tell)
         except (ExperimentError, torch.OutOfMemoryError) as error:
             left_out[name] = str(error).partition("\n")[0]
     if not rows:
@@ -85,8 +89,11 @@ def rehearse(progress: Progress) -> tuple[dict, list[dict]]:
     """The same on a CPU: the kernels' sources run by `chipmath.gluon_on_cpu`, a host clock, and the plain peer only."""
     find_triton()
     peers: dict[str, Callable] = {"torch eager, plain definition": plain_rows}
-    progress(0, 1, f"{REHEARSAL_SHAPE[0]} x {REHEARSAL_SHAPE[1]}")
-    rows = _measure(_OnCpu(REHEARSAL_ARCH), REHEARSAL_SHAPE, "bfloat16", 0, host_stopwatch, 3, peers, STEPS)
+
+    def tell(text: str) -> None:
+        progress(0, 1, text)
+
+    rows = _measure(_OnCpu(REHEARSAL_ARCH), REHEARSAL_SHAPE, "bfloat16", 0, host_stopwatch, 3, peers, STEPS, tell)
     progress(1, 1, "done")
     return _method("host clock, rehearsal", 3, 0, peers), rows
 
@@ -216,6 +223,7 @@ def _measure(
     rounds: int,
     peers: dict,
     steps: tuple[str, ...],
+    tell: Tell,
 ) -> list[dict]:
     import torch
 
@@ -229,8 +237,9 @@ def _measure(
     sources = [first, *(first.clone() for _ in range(sets - 1))]
     along_rows, along_columns = quantize(first, E4M3, RULE), quantize(first, E4M3, RULE, axis=0)
     expected = [along_rows.elements, along_rows.scales, along_columns.elements.T, along_columns.scales.T]
-    candidates, wrong, notes = _ours(on, sources, expected, steps)
+    candidates, wrong, notes = _ours(on, sources, expected, steps, tell)
     for name, peer in peers.items():
+        tell(name)
         candidates[name] = lambda i, peer=peer: peer(sources[i % sets])
         try:
             wrong[name] = _wrong_bytes(peer(first), expected)
@@ -247,7 +256,7 @@ def _measure(
 
 
 def _ours(
-    on, sources: list, expected: list, steps: tuple[str, ...]
+    on, sources: list, expected: list, steps: tuple[str, ...], tell: Tell
 ) -> tuple[dict[str, Candidate], dict[str, int | None], dict[str, str]]:
     """Our kernels on every source, checked on every source, and why one does not run; each source has its own outputs.
 
@@ -262,6 +271,7 @@ def _ours(
     wrong: dict[str, int | None] = dict.fromkeys((*launches, TWO_PASSES), 0)
     notes: dict[str, str] = {}
     for name, its in launches.items():
+        tell(name)
         written = used[name.partition(":")[0]]
         try:
             for x, buffers in zip(sources, outputs):

@@ -224,6 +224,7 @@ EXPERIMENT = MeasuredExperiment(
     measure=measure,
     rehearse=rehearse,
     predict=predict,
+    live_seconds=5,
     prediction=(
         "the CPU's bytes, the SQNR that follows from the Gaussian law, and the least time that the data sheet's "
         f"bandwidth admits for {SHAPE[0]} × {SHAPE[1]} bfloat16"

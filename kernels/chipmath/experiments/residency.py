@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from chipmath.crosscompile import Binary, CompilerMissing
 from chipmath.devices import DEVICES, device
 from chipmath.experiments import residency_launches
+from chipmath.experiments.at_once import compile_at_once
 from chipmath.experiments.experiment import ExperimentError, MeasuredExperiment, Progress, Row, Shown
 from chipmath.experiments.residency_launches import KEYS, RECORDED_ARCHS, compile_launch, launches
 from chipmath.experiments.resources import resources
@@ -109,12 +110,15 @@ def _arch_with_compiler() -> str:
 def _measure(
     arch: str, units: int, cases: list[dict[str, int]], promise: Promise, count: Count, progress: Progress
 ) -> tuple[dict, list[Row]]:
-    rows, compiler = [], None
+    def tell(done: int, kernel: tuple) -> None:
+        progress(done, 2 * len(cases), f"compiling {kernel[1]} threads, {kernel[2]} values")
+
+    binaries = compile_at_once(compile_launch, ((arch, case["threads"], case["live"]) for case in cases), tell)
+    rows = []
     for done, case in enumerate(cases):
         threads, live, shared = case.values()
-        progress(done, len(cases), f"{threads} threads, {live} values, {shared} bytes")
-        binary = compile_launch(arch, threads, live)
-        compiler = binary.compiler
+        progress(len(cases) + done, 2 * len(cases), f"{threads} threads, {live} values, {shared} bytes")
+        binary = binaries[arch, threads, live]
         model = binary.occupancy(threads, dynamic_shared_bytes=shared)
         promised = promise(binary, threads, shared)
         # Twice as many groups as anybody expects, so that a unit which could hold one more does.
@@ -128,12 +132,12 @@ def _measure(
             | {"model_groups": model.groups_per_unit, "limiters": ", ".join(model.limiter_words)}
             | {"driver_groups": promised, "counted_groups_least": min(used), "counted_groups_most": max(used)}
         )
-    progress(len(cases), len(cases), "done")
+    progress(2 * len(cases), 2 * len(cases), "done")
     method = {
         "counted": "atomic counters, one a unit; every group stays 2 ms",
         "groups": "twice as many as model and driver say, and one more, for every unit",
         "shared": "largest carve-out (NVIDIA)",
-        "compiler": compiler,
+        "compiler": binary.compiler,
     }
     return method, rows
 
@@ -167,6 +171,7 @@ EXPERIMENT = MeasuredExperiment(
     measure=measure,
     rehearse=rehearse,
     predict=predict,
+    live_seconds=9,
     prediction="groups per unit that the model admits, from the compiled kernel's resources",
     predicted_from=(residency_launches.EXPERIMENT.name,),
     shown={

@@ -186,6 +186,7 @@ EXPERIMENT = MeasuredExperiment(
     measure=measure,
     rehearse=rehearse,
     predict=predict,
+    live_seconds=18,
     longest_seconds=560,  # DEADLINE_SECONDS, the run under way at its end, and the compilers
     prediction="the noise of one product of Gaussian operands, by the law alone; it does not say what the loss does",
     shown={
