@@ -6,11 +6,9 @@ BIN := .venv/bin
 # Modules, not scripts: what a parent environment already has leaves no script in .venv/bin.
 BUILD := $(BIN)/python -c "from jupyter_book.cli.main import main; main()" build . -W -n --keep-going
 PYTEST := $(BIN)/python -m pytest --durations=10
-# Files of tests run side by side, but for those that print what they counted, which a worker would swallow.
-PRINTS := tests/test_devices.py tests/test_occupancy.py tests/test_occupancy_oracles.py
 # One more than there are processors, up to five: those of the browsers wait for most of their time.
 WORKERS := $(shell $(PYTHON) -c "import os; print(min((os.cpu_count() or 1) + 1, 5))")
-SIDE_BY_SIDE := --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder $(PRINTS:%=--ignore=%)
+SIDE_BY_SIDE := --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
 # Triton's own place is the home folder, which a container may not let it write to.
@@ -33,14 +31,12 @@ test: environment-test
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 	$(PYTEST) -m "not slow" $(SIDE_BY_SIDE)
-	$(PYTEST) -m "not slow" $(PRINTS)
 
 test-all: environment-test
 	$(BUILD)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 	$(PYTEST) $(SIDE_BY_SIDE)
-	$(PYTEST) $(PRINTS)
 
 environment-book environment-test: environment-%:
 	$(PYTHON) tools/environment.py --for $*

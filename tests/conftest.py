@@ -99,6 +99,25 @@ def pytest_runtest_call(item):
         pytest.skip(f"Triton {_triton()} converts to FP8 for gfx942 only before it has compiled for gfx950: {error}")
 
 
+@pytest.fixture
+def report(record_property):
+    """``report(line)``: what a test counted is part of its result, and stands below all tests, whoever ran it."""
+    return lambda line: record_property(COUNTED, line)
+
+
+COUNTED = "counted"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Every line that tests reported."""
+    tests = [test for outcome in ("passed", "failed") for test in terminalreporter.stats.get(outcome, [])]
+    lines = [line for test in tests for name, line in test.user_properties if name == COUNTED]
+    if lines:
+        terminalreporter.section("what was counted")
+    for line in sorted(lines):
+        terminalreporter.line(line)
+
+
 def _triton() -> str:
     import triton
 

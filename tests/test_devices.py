@@ -207,7 +207,7 @@ def wait_states(assembly: str) -> tuple[str, int]:
     return lines[start][0].removesuffix("_e64"), sum(slots)
 
 
-def test_passes_as_the_compiler_schedules_them(capsys):
+def test_passes_as_the_compiler_schedules_them(report):
     """LLVM waits passes + 3 slots before a result is read, + 4 on gfx950; for FP32 from gfx942 on, + 2."""
     version, assembly = llvm_amdgpu.assemble([(arch, matrix_kernel(i, fmt)) for arch, i, fmt in INSTRUCTIONS])
     for (arch, instruction, fmt), text in zip(INSTRUCTIONS, assembly, strict=True):
@@ -216,8 +216,7 @@ def test_passes_as_the_compiler_schedules_them(capsys):
         if fmt == "fp32" and arch != "gfx90a":
             beyond = 2
         assert instruction.wait_states == instruction.passes + beyond, (arch, instruction.name)
-    with capsys.disabled():
-        print(f"\n  LLVM {version}: passes of {len(INSTRUCTIONS)} matrix instructions confirmed", end="")
+    report(f"LLVM {version}: passes of {len(INSTRUCTIONS)} matrix instructions confirmed")
 
 
 def test_two_chains_hide_every_matrix_instruction():

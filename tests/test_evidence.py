@@ -163,7 +163,7 @@ def test_table_is_readable_as_text():
 def test_table_formats_by_column_and_escapes():
     table = Table(["format", "SQNR in dB"], [["E4M3 <x>", 31.529], ["none", None]], ["", ".2f"], caption="A & B")
     html = table._repr_html_()
-    assert "<td>E4M3 &lt;x&gt;</td>" in html
+    assert '<th scope="row">E4M3 &lt;x&gt;</th>' in html
     assert '<td class="number">31.53</td>' in html
     assert '<td class="number">–</td>' in html
     assert "<caption>A &amp; B</caption>" in html
@@ -175,16 +175,23 @@ def test_a_column_is_of_numbers_only_where_no_cell_is_a_text():
     assert repr(table).splitlines()[2:] == ["128", "spills"]
 
 
+def test_a_row_is_named_by_its_first_text():
+    """A reader who hears the table hears the name with every cell; a first column of numbers names nothing."""
+    html = Table(["chip", "card", "n"], [["gfx950", "MI355X", 1]])._repr_html_()
+    assert '<tr><th scope="row">gfx950</th><td>MI355X</td><td class="number">1</td></tr>' in html
+    assert 'scope="row"' not in Table(["n", "chip"], [[1, "gfx950"]])._repr_html_()
+
+
 def test_a_column_of_several_words_keeps_room_for_them():
     html = Table(["recipe", "n"], [["one scale a tensor", 1], ["none", 2]])._repr_html_()
-    assert html.count('<td class="words">') == 2
+    assert html.count('<th scope="row" class="words">') == 2
     assert 'class="words"' not in Table(["chip"], [["MI 355X"], ["HGMMA.64x128x16"]])._repr_html_()
 
 
 def test_a_long_name_may_break_and_is_otherwise_itself():
     html = Table(["instruction", "n"], [["HGMMA.64x128x16.F32.BF16 <x>", 1], ["a.b", 2]])._repr_html_()
     assert "HGMMA.<wbr>64x128x16.<wbr>F32.<wbr>BF16 &lt;x&gt;" in html
-    assert "<td>a.b</td>" in html.replace(' class="words"', "")
+    assert '<th scope="row">a.b</th>' in html.replace(' class="words"', "")
 
 
 def test_table_cells_may_carry_their_own_evidence():

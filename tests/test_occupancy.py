@@ -368,7 +368,7 @@ def test_table_broadcasts():
 
 
 @pytest.mark.parametrize("arch", ["gfx950", "sm_90"])
-def test_throughput(arch, capsys):
+def test_throughput(arch, report):
     """Printed, not asserted: a busy machine is not a wrong one. But so many answers are those of one launch each."""
     launches = random_launches(arch, 1_000_000)
     seconds = []
@@ -379,5 +379,4 @@ def test_throughput(arch, capsys):
     for place in range(0, 1_000_000, 9973):
         launch = {name: int(values[place]) for name, values in launches.items()}
         assert table[place] == occupancy(arch, **launch).groups_per_unit, launch
-    with capsys.disabled():
-        print(f"\n  occupancy_table, {arch}: {1 / min(seconds):.1f} million launches a second and core", end="")
+    report(f"occupancy_table, {arch}: {1 / min(seconds):.1f} million launches a second and core")

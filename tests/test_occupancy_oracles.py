@@ -98,17 +98,6 @@ def check_against_llvm(arch: str, random_kernels: int, report) -> None:
     )
 
 
-@pytest.fixture
-def report(capsys):
-    """Prints through pytest's capture: the counts are part of the result."""
-
-    def show(line: str) -> None:
-        with capsys.disabled():
-            print(f"\n  {line}", end="")
-
-    return show
-
-
 @pytest.mark.parametrize("arch", ["gfx90a", "gfx942", "gfx950"])
 def test_llvm_occupancy(arch, report):
     check_against_llvm(arch, 1_400, report)

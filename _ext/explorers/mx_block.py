@@ -112,7 +112,7 @@ class Block:
         scale = "2" + str(byte - E8M0.bias).translate(SUPERSCRIPTS)
         ratio = f"{sqnr_db(x, values):.1f}{NO_BREAK_SPACE}dB"
         return (
-            '<div class="result-table" tabindex="0" role="region" aria-label="The block, value by value">'
+            '<div class="result-table" tabindex="0" role="group" aria-label="The block, value by value">'
             f'<table class="result"><caption>{self.fmt}, {self.rule}: scale byte 0x{byte:02X} is {scale}; '
             f"signal to noise {ratio}</caption><thead><tr>{COLUMNS}</tr></thead><tbody>{body}</tbody></table></div>"
         )

@@ -85,15 +85,20 @@ class Table:
         wordy = [not is_number and self._is_wordy(i) for i, is_number in enumerate(numeric)]
         cells = [' class="words"' if words else a for words, a in zip(wordy, align)]
         head = "".join(f'<th scope="col"{a}>{escape(c)}</th>' for c, a in zip(self.columns, align))
+        # What a row is about is read out with each of its cells; a first column of numbers is no name.
+        first = "td" if numeric and numeric[0] else 'th scope="row"'
+        tags = [first, *["td"] * (len(cells) - 1)]
         body = "".join(
-            "<tr>" + "".join(f"<td{a}>{_cell(v, s)}</td>" for v, s, a in zip(row, specs, cells)) + "</tr>"
+            "<tr>"
+            + "".join(f"<{tag}{a}>{_cell(v, s)}</{tag[:2]}>" for v, s, a, tag in zip(row, specs, cells, tags))
+            + "</tr>"
             for row in self.rows
         )
         caption = f"<caption>{escape(self.caption)}</caption>" if self.caption else ""
         # A table wider than a phone scrolls inside its own box; the box must then be reachable by keyboard.
         label = escape(self.caption or "result table")
         return (
-            f'<div class="result-table" tabindex="0" role="region" aria-label="{label}">'
+            f'<div class="result-table" tabindex="0" role="group" aria-label="{label}">'
             f'<table class="result">{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         )
 
