@@ -176,7 +176,8 @@ def test_status_lists_every_executed_page_and_every_recording():
     assert all(
         re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d", moment) and float(seconds) > 0 for _, moment, seconds in rows
     )
-    shown = {(row("td")[0].get_text(), row("td")[4].get_text()) for row in recordings("tr")[1:]}
+    lines = [[cell.get_text() for cell in row(["th", "td"])] for row in recordings("tr")[1:]]
+    shown = {(line[0], line[4]) for line in lines}
     assert shown == {(recording.experiment, recording.commit[:7]) for recording in recorded()}
 
 

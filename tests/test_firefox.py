@@ -142,7 +142,7 @@ def test_a_wide_table_shades_its_edges_and_keeps_its_first_column_in_firefox(fir
     firefox.wait_for("return document.querySelectorAll('.result-table[data-more=right]').length > 0")
     edges = """
         const [box] = document.querySelectorAll(".result-table[data-more]");
-        const first = box.querySelector("td");
+        const first = box.querySelector("tbody tr > *");
         const shades = getComputedStyle(box).backgroundImage.split("linear-gradient").slice(1);
         const apart = first.getBoundingClientRect().left - box.getBoundingClientRect().left;
         return [shades[1].includes("0.35"), getComputedStyle(first, "::after").content, Math.round(apart)];"""
