@@ -265,7 +265,7 @@ EXPERIMENT = MeasuredExperiment(
         *("experiments/bytes_in_flight.py", "experiments/in_flight.cu", "experiments/launching.py"),
         *("experiments/timing.py", "mini_hip.h"),
         *("experiments/copy_bandwidth.py", "experiments/streams.py"),  # the data sheet's rate
-        "experiments/loops.py",
+        *("experiments/loops.py", "experiments/at_once.py"),
     ),
     keys={
         "kernel": "read or copy",

@@ -322,7 +322,7 @@ EXPERIMENT = MeasuredExperiment(
     name="ilp_sweep",
     question="Do more chains in a wave and more waves on a SIMD fill the pipe alike?",
     sources=(
-        *("experiments/ilp_sweep.py", "experiments/launching.py", "experiments/timing.py"),
+        *("experiments/ilp_sweep.py", "experiments/launching.py", "experiments/timing.py", "experiments/at_once.py"),
         *("ilp.py", "ilp_timed.cu", "ilp_timed.hip", "ilp_gluon.py", "mini_hip.h"),
     ),
     keys={

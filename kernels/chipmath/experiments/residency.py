@@ -156,7 +156,10 @@ def _trusted(counts: Counts, units: int, groups: int, case: dict) -> list[int]:
 EXPERIMENT = MeasuredExperiment(
     name="residency",
     question="How many groups does a unit hold at once: counted, promised by the driver, and by our model?",
-    sources=("experiments/residency.py", "experiments/launching.py", *residency_launches.SOURCES),
+    sources=(
+        *("experiments/residency.py", "experiments/launching.py", "experiments/at_once.py"),
+        *residency_launches.SOURCES,
+    ),
     keys=KEYS,
     values={
         "registers": "per thread",
