@@ -183,7 +183,7 @@ def test_a_live_run_ends_where_a_page_would_wait_too_long(shelf, live, monkeypat
 
     live(slow)
     text, _ = shown(measure("residency"))
-    assert f"not measured on A Card 80GB: more than {RESIDENCY.live_seconds} s before the second; once Triton" in text
+    assert f"not measured on A Card 80GB: more than {RESIDENCY.live_seconds} s before the second; what" in text
 
     def late(gpu, quick, progress):
         monkeypatch.setattr(measurements.time, "monotonic", lambda: 2e9)

@@ -86,11 +86,12 @@ class Table:
         cells = [' class="words"' if words else a for words, a in zip(wordy, align)]
         head = "".join(f'<th scope="col"{a}>{escape(c)}</th>' for c, a in zip(self.columns, align))
         # What a row is about is read out with each of its cells; a first column of numbers is no name.
-        first = "td" if numeric and numeric[0] else 'th scope="row"'
-        tags = [first, *["td"] * (len(cells) - 1)]
+        tags = [("<td", "</td>")] * len(cells)
+        if not all(numeric[:1]):
+            tags[0] = ('<th scope="row"', "</th>")
         body = "".join(
             "<tr>"
-            + "".join(f"<{tag}{a}>{_cell(v, s)}</{tag[:2]}>" for v, s, a, tag in zip(row, specs, cells, tags))
+            + "".join(f"{start}{a}>{_cell(v, s)}{end}" for v, s, a, (start, end) in zip(row, specs, cells, tags))
             + "</tr>"
             for row in self.rows
         )

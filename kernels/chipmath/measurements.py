@@ -175,7 +175,7 @@ def _deadline(seconds: int) -> Progress:
     def progress(done: int, total: int, text: str) -> None:
         if done < total and time.monotonic() > end:
             raise ExperimentError(
-                f"more than {seconds} s before {text}; once Triton has compiled its kernels, a second try is shorter"
+                f"more than {seconds} s before {text}; what Triton has compiled is kept for a second try"
             )
 
     return progress

@@ -345,7 +345,7 @@ EXPERIMENT = MeasuredExperiment(
     measure=measure,
     rehearse=rehearse,
     predict=predict,
-    live_seconds=18,  # sixteen kernels are compiled
+    live_seconds=18,  # most of it for two compilers
     prediction="Little's law with LLVM's clocks for gfx950; for sm_90, whose latencies we do not know, only the rate",
     shown={
         "arch": Shown("chip"),
