@@ -9,7 +9,7 @@ from backmatter.api import field_comments, restructured
 from backmatter.corrections import listed, quoted_from
 from bs4 import BeautifulSoup
 from chipmath.recordings import recorded
-from test_book import ARTICLES, HTML, PAGES, ROOT
+from test_book import ARTICLES, PAGES, ROOT, own_soup, soup_of
 
 # DESIGN's contracts: what pages, readers and outside checks rely on, and so must find described.
 CONTRACTS = [
@@ -58,10 +58,6 @@ CONTRACTS = [
     "figures.draw",
     "figures.lines",
 ]
-
-
-def soup_of(page: str) -> BeautifulSoup:
-    return BeautifulSoup((HTML / f"{page}.html").read_text(encoding="utf-8"), "html.parser")
 
 
 # --- docstrings ---
@@ -122,7 +118,7 @@ def test_api_page_describes_the_contracts(name):
 
 @pytest.mark.built
 def test_api_page_has_no_leftover_markup():
-    for code in (soup := soup_of("reference/api").find("article"))(["pre", "code"]):
+    for code in (soup := own_soup("reference/api").find("article"))(["pre", "code"]):
         code.extract()
     text = soup.get_text(" ")
     assert not re.search(r"``|:\w+:`|~chipmath|<object|System Message", text)
@@ -146,7 +142,7 @@ def test_terms_in_articles_carry_the_glossarys_definition(page):
     source = (ROOT / f"{page}.md").read_text(encoding="utf-8")
     links = soup_of(page).select("a.term")
     assert len(links) == source.count("{term}")
-    glossary = soup_of("reference/glossary")
+    glossary = own_soup("reference/glossary")
     for badge in glossary.select(".evidence, .headerlink"):
         badge.extract()
     for link in links:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -29,10 +30,14 @@ PAGES = toc_pages()
 ARTICLES = [page for page in PAGES if page.startswith("chapters/")]
 
 
-def soup_of(page: str) -> BeautifulSoup:
+def own_soup(page: str) -> BeautifulSoup:
+    """A page of the built book, parsed anew: for a test that takes elements out of it."""
     path = HTML / f"{page}.html"
     assert path.exists(), f"{path.relative_to(ROOT)} is missing: build the book first (make book)"
     return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+
+
+soup_of = cache(own_soup)  # to read only: every test that asks for a page gets the same
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +151,7 @@ def test_figures_are_numbered_and_captioned(soups, page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_no_role_or_template_is_left_raw(soups, page):
-    article = soup_of(page).find("article")  # a copy of its own: the code is taken out
+    article = own_soup(page).find("article")
     for code in [*article(["pre", "code", "script", "style"]), *article.select("dl.py")]:
         code.extract()
     text = article.get_text(" ")

@@ -19,7 +19,7 @@ from docutils import nodes
 from portable.markdown import MarkdownWriter, code, escape, fenced, table
 from portable.notebook import names
 from sphinx.errors import ExtensionError
-from test_book import ARTICLES, HTML, PAGES
+from test_book import ARTICLES, HTML, PAGES, soup_of
 
 ROOT = Path(__file__).resolve().parent.parent
 ROLE = re.compile(r"\{(evidence|glue|ref|numref|eq|cite|term|doc|reading-time)[^}]*\}`|:::|```\{")
@@ -117,7 +117,7 @@ def test_without_a_github_address_there_is_no_colab_link(url):
 
 
 def article(page: str) -> BeautifulSoup:
-    return BeautifulSoup((HTML / f"{page}.html").read_text(encoding="utf-8"), "html.parser").find("article")
+    return soup_of(page).find("article")
 
 
 @pytest.mark.built
@@ -215,7 +215,7 @@ def test_twins_lead_to_the_term_and_not_only_to_the_glossary():
 @pytest.mark.built
 @pytest.mark.parametrize("page", PAGES)
 def test_page_names_its_other_forms_and_they_exist(page):
-    soup = BeautifulSoup((HTML / f"{page}.html").read_text(encoding="utf-8"), "html.parser")
+    soup = soup_of(page)
     forms = [link["href"] for link in soup("link", rel="alternate", href=True) if "atom" not in link.get("type", "")]
     forms += [link["href"] for link in soup.select(".run-line a[download]")]
     menu = [link["href"] for link in soup.select(".dropdown-download-buttons a[href]")]
@@ -233,8 +233,7 @@ def test_llms_txt_lists_every_page_once():
     assert sorted(re.findall(r"\(([^)]+)\.md\)", text)) == sorted(PAGES)
     assert re.match(r"# .+\n\n> .+\n", text)
     for page in PAGES[1:]:
-        html = BeautifulSoup((HTML / f"{page}.html").read_text(encoding="utf-8"), "html.parser")
-        about = html.find("meta", attrs={"name": "description"})["content"]
+        about = soup_of(page).find("meta", attrs={"name": "description"})["content"]
         assert re.search(rf"(?m)^- \[.+\]\({page}\.md\): {re.escape(about)}$", text), page
 
 
@@ -251,8 +250,7 @@ def test_notebooks_are_valid_clean_and_the_same_but_for_outputs(page):
     prose = "\n".join(re.sub(r"`[^`\n]+`", "", cell.source) for cell in clean.cells if cell.cell_type == "markdown")
     assert not ROLE.search(prose), ROLE.search(prose)
     assert "This notebook runs by itself" in clean.cells[0].source
-    page_html = BeautifulSoup((HTML / f"{page}.html").read_text(encoding="utf-8"), "html.parser")
-    if line := page_html.select_one(".last-updated"):  # none without the history
+    if line := soup_of(page).select_one(".last-updated"):  # none without the history
         assert line.get_text().strip().removeprefix("Last updated on").strip(" .") in clean.cells[0].source
     for number in article(page).select("figcaption .caption-number"):
         assert f"**{number.get_text().strip()}.** " in prose
