@@ -1,10 +1,15 @@
 """Shared by all tests: where the book is, a toy book that uses the real configuration, products that run compiled."""
 
+import os
 import shutil
 import subprocess
 import sys
 import traceback
 from pathlib import Path
+
+# Before torch loads OpenMP, here and in whatever the tests start: several workers share the processors, and a thread
+# that spins while it waits keeps them from the others. A rehearsal took seven times as long beside two more.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 from chipmath.bench import PINNED

@@ -3,6 +3,7 @@
 import base64
 import json
 import lzma
+import os
 import re
 import subprocess
 import sys
@@ -325,6 +326,7 @@ def strangers_python(folder: Path, *hidden: str) -> Path:
 def run_in(folder: Path, python: Path, *arguments, code: str | None = None) -> subprocess.CompletedProcess:
     """``code`` goes through standard input: with the packed package it is longer than Linux lets an argument be."""
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder.parent), "LANG": "C.UTF-8"}
+    environment["OMP_WAIT_POLICY"] = os.environ["OMP_WAIT_POLICY"]
     command = [str(python), *map(str, arguments)]
     return subprocess.run(command, cwd=folder, env=environment, input=code, capture_output=True, text=True, timeout=600)
 
