@@ -183,6 +183,7 @@ def app(tmp_path, monkeypatch):
     """What the execution's handlers see of Sphinx: a book of nothing, and the settings of MyST-NB."""
     monkeypatch.setenv("PYTHONPATH", "")
     settings = {"nb_execution_mode": "cache", "nb_execution_timeout": 300, "nb_execution_cache_path": ""}
+    settings["executed_first"] = ["c"]
 
     class Config(dict):
         __getattr__, __setattr__ = dict.__getitem__, dict.__setitem__
@@ -243,17 +244,20 @@ def test_pages_run_one_after_the_other_where_a_gpu_is(app, monkeypatch, gpus, at
     asked = []
 
     async def note(pages, at_once, timeout):
-        asked.append((len(pages), at_once))
+        asked.append(([page.docname for page in pages], at_once))
 
     monkeypatch.setattr(execution, "gpus", lambda: gpus)
     monkeypatch.setattr(execution.os, "cpu_count", lambda: 2)
     monkeypatch.setattr(execution, "_execute_all", note)
     monkeypatch.setattr(execution, "get_cache", lambda path: None)
-    page = execution.Execution("page", Path("page.md"), None, error="not executed here")
-    monkeypatch.setattr(execution, "_uncached", lambda env, cache, name: page)
-    with pytest.raises(ExtensionError, match="page failed in code cell 0"):
-        execution.execute_pages(app, None, ["a", "b", "c"])
-    assert asked == [(3, at_once)]
+
+    def uncached(env, cache, name):
+        return execution.Execution(name, Path(f"{name}.md"), None, error="not executed here")
+
+    monkeypatch.setattr(execution, "_uncached", uncached)
+    with pytest.raises(ExtensionError, match="c failed in code cell 0"):
+        execution.execute_pages(app, None, {"a", "b", "c"})
+    assert asked == [(["c", "a", "b"], at_once)], "the page that takes longest begins first"
 
 
 def test_gpus_are_found_wherever_the_system_shows_them(tmp_path, monkeypatch):

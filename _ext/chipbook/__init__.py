@@ -120,6 +120,7 @@ def _git(app, *arguments: str) -> str:
 def setup(app):
     """Register everything with Sphinx."""
     # Priorities: the cache path must stand before MyST-NB reads its configuration at builder-inited.
+    app.add_config_value("executed_first", [], "", list)
     app.connect("config-inited", set_execution_cache)
     app.connect("env-before-read-docs", execute_pages)
     badges.setup(app)

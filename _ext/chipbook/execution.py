@@ -117,7 +117,7 @@ def execute_pages(app, env, docnames) -> None:
     if app.config.nb_execution_mode != "cache":
         return
     cache = get_cache(app.config.nb_execution_cache_path)
-    pages = [page for name in sorted(docnames) if (page := _uncached(env, cache, name))]
+    pages = [page for name in _order(docnames, app.config.executed_first) if (page := _uncached(env, cache, name))]
     if not pages:
         return
     at_once = 1 if gpus() else min(len(pages), os.cpu_count() or 1)
@@ -130,6 +130,11 @@ def execute_pages(app, env, docnames) -> None:
     failed = [f"{page.docname} failed in code cell {page.cell}:\n{page.error}" for page in pages if page.error]
     if failed:
         raise ExtensionError("\n\n".join(failed))
+
+
+def _order(docnames, first: list[str]) -> list[str]:
+    """The pages by name, but those that take longest first: begun last, one would run on when all others are done."""
+    return sorted(docnames, key=lambda name: (name not in first, name))
 
 
 def _uncached(env, cache, docname: str) -> Execution | None:
