@@ -133,20 +133,21 @@ def _triton() -> str:
 def compiled(monkeypatch):
     """``compiled(arch)``: from here on, products of CPU tensors execute the code that is compiled for a chip.
 
-    It returns the launchers of the kernels, by name; ``edit`` changes the code.
+    It returns the launchers of the kernels, by name; ``edit`` changes the code of ``edited``, the products.
     """
     pytest.importorskip("triton")
     from chipmath import matmul_gpu, matmul_kernels
     from oracles.execute import Launcher
 
-    names = ("dot_scaled", "fp16_relative", "folded_128", "dequantize")
+    names = ("dot_scaled", "fp16_relative", "folded_128", "dequantize", "fold")
     kernels = {name: getattr(matmul_kernels, name) for name in names}
 
-    def use(arch, edit=str):
+    def use(arch, edit=str, edited=names[:3]):
         if arch == "gfx942" and matmul_gpu._triton_release() < (3, 9):
             pytest.skip("Triton before 3.9 has no products for gfx942 that are right")
         monkeypatch.setattr(matmul_gpu, "_arch", lambda where: arch)
-        launchers = {name: Launcher(kernel, arch, edit) for name, kernel in kernels.items()}
+        edits = {name: edit if name in edited else str for name in names}
+        launchers = {name: Launcher(kernel, arch, edits[name]) for name, kernel in kernels.items()}
         for name, launcher in launchers.items():
             monkeypatch.setattr(matmul_kernels, name, launcher)
         return launchers

@@ -725,6 +725,29 @@ def test_an_nvcc_that_came_without_nvdisasm_is_named(monkeypatch, fp8_source):
         compile_cuda(fp8_source, "sm_90", {"BIAS": 0})
 
 
+@needs_nvcc
+@pytest.mark.parametrize("has_nvrtc", [True, False])
+def test_an_old_nvcc_leaves_chips_that_it_does_not_know_to_nvrtc(monkeypatch, fp8_source, has_nvrtc):
+    """Ubuntu 22.04's is 11.5, which has no sm_90; torch's wheels bring an NVRTC that does."""
+    true = crosscompile._nvcc_build
+
+    def old(nvcc, path, target, macros):
+        log = f"nvcc fatal   : Unsupported gpu architecture 'compute_{target}'"
+        raise CompileError(f"{path.name} for sm_{target}: {log}", log)
+
+    def nvrtc(path, target, macros):
+        return true(crosscompile.find_cuda_tool("nvcc"), path, target, macros)[0], None, "NVRTC 13.0"
+
+    monkeypatch.setattr(crosscompile, "_nvcc_build", old)
+    monkeypatch.setattr(crosscompile, "_nvrtc_build", nvrtc)
+    monkeypatch.setattr(crosscompile, "_libnvrtc", lambda: Path("libnvrtc.so") if has_nvrtc else None)
+    if has_nvrtc:
+        assert compile_cuda(fp8_source, "sm_90", {"BIAS": 0}).compiler == "NVRTC 13.0"
+    else:
+        with pytest.raises(CompileError, match="Unsupported gpu architecture 'compute_90a'"):
+            compile_cuda(fp8_source, "sm_90", {"BIAS": 0})
+
+
 @pytest.mark.parametrize("triton_is_here", [True, False])
 def test_a_toolkit_outside_path_is_found_whole(monkeypatch, tmp_path, triton_is_here):
     """As /usr/local/cuda is: nvcc and nvdisasm beside each other, and neither in PATH."""

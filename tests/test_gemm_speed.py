@@ -4,7 +4,8 @@ import pytest
 import torch
 from chipmath import matmul_gpu
 from chipmath.crosscompile import CompilerMissing
-from chipmath.experiments import gemm_routes, gemm_speed
+from chipmath.experiments import gemm_routes, gemm_speed, quantizers
+from chipmath.gpu import Gpu
 
 
 @pytest.mark.parametrize("row", [0, 31, 63])
@@ -66,6 +67,30 @@ def test_the_time_of_a_conversion_is_told_beside_its_product(monkeypatch):
     products, conversions = asked
     assert conversions == (["convert for folded_cublas"], gemm_speed.CONVERSION_ROUNDS)
     assert "convert for folded_cublas" not in products[0], "a light kernel would let the clock rise"
+
+
+def test_a_route_that_the_installed_software_does_not_have_is_told_and_the_others_go_on(monkeypatch):
+    """An MI300X with Triton 3.7, say."""
+    true = matmul_gpu.plan
+
+    def plan(a, b, route, **tile):
+        if route == "dot_scaled":
+            raise ValueError("route dot_scaled needs Triton 3.9 or later on gfx942, this is 3.7")
+        return true(a, b, route)
+
+    monkeypatch.setattr(matmul_gpu, "plan", plan)
+    monkeypatch.setattr(gemm_speed, "routes_of", lambda arch: ["dot_scaled", "dequantize_cublas"])
+    method, rows = gemm_speed.rehearse(lambda *a: None)
+    assert set(method["left_out"].values()) == {"route dot_scaled needs Triton 3.9 or later on gfx942, this is 3.7"}
+    assert "dot_scaled, 64 x 48 x 128" in method["left_out"]
+    assert [each["route"] for each in rows] == [gemm_speed.REFERENCE, "dequantize_cublas"]
+
+
+@pytest.mark.parametrize("experiment", [gemm_speed, quantizers])
+def test_chips_without_a_record_are_refused_as_a_page_can_tell(experiment):
+    card = Gpu("A Card", "NVIDIA", "sm_75", 80 << 30, "580.1", "CUDA 13.0")
+    with pytest.raises(gemm_speed.ExperimentError, match=r"knows gfx90a, .*, not sm_75"):
+        experiment.measure(card, True, lambda *a: None)
 
 
 @pytest.mark.parametrize("route", gemm_routes.KERNEL_ROUTES)

@@ -158,6 +158,31 @@ def test_percents_of_the_profiler_become_shares_beside_the_models():
     assert [row["kernel"] for row in rows] == list(FUNCTIONS)
 
 
+def test_one_kernel_that_is_not_counted_does_not_cost_the_other():
+    def its(kernel):
+        raise ExperimentError(f"ncu, {kernel}: ended after 75 s without a table")
+
+    _, whole = hardware_counters.rehearse(lambda *a: None)
+    tables = {QUANTIZER: "a table"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            hardware_counters,
+            "read",
+            lambda text, function: {**dict.fromkeys(METRICS.values(), 12.5), hardware_counters.REGISTERS: 64},
+        )
+        method, rows = hardware_counters._measure(
+            "sm_90",
+            list(FUNCTIONS),
+            lambda kernel: tables.get(kernel) or its(kernel),
+            hardware_counters.recorded_code,
+            lambda *a: None,
+        )
+    assert rows == [row for row in whole if row["kernel"] == QUANTIZER]
+    assert method["left_out"] == {PRODUCT: f"ncu, {PRODUCT}: ended after 75 s without a table"}
+    with pytest.raises(ExperimentError, match=r"quantize_both: ended .*; ncu, fp16_relative: ended"):
+        hardware_counters._measure("sm_90", list(FUNCTIONS), its, hardware_counters.recorded_code, lambda *a: None)
+
+
 @pytest.mark.parametrize("arch", ["sm_120", "gfx950"])
 def test_other_chips_are_refused(arch):
     card = Gpu("A Card", "NVIDIA", arch, 80 << 30, "580.1", "CUDA 13.0")

@@ -7,7 +7,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-from chipmath.crosscompile import AMD_OPCODE, SASS_OPCODE, CompilerMissing
+from chipmath.crosscompile import AMD_OPCODE, SASS_OPCODE, CompileError, CompilerMissing
 from chipmath.devices import DEVICES
 from chipmath.experiments import EXPERIMENTS, ExperimentError, ilp_sweep
 from chipmath.experiments.ilp_sweep import Point, compile_chains
@@ -389,6 +389,19 @@ def test_a_language_without_a_compiler_is_left_out_and_told(monkeypatch):
     assert method["compilers_missing"] == {"Gluon": told}
     with pytest.raises(CompilerMissing, match=re.escape(told)):
         ilp_sweep._measure("sm_90", 2, cases[1:], device_of(1 << 20), True, silent)
+
+
+def test_a_language_whose_compiler_refuses_the_source_does_not_cost_the_other(monkeypatch):
+    compiled_or_skip("FFMA", "CUDA", 1)
+
+    def refuses(instruction, chains, arch):
+        raise CompileError("ilp_gluon.py for sm_90: no such layout")
+
+    monkeypatch.setattr(ilp_sweep, "compile_gluon", refuses)
+    cases = [Point("FFMA", source, 1, 1) for source in ("CUDA", "Gluon")]
+    method, rows = ilp_sweep._measure("sm_90", 2, cases, device_of(1 << 20), True, silent)
+    assert [row["source"] for row in rows] == ["CUDA"]
+    assert method["compilers_missing"] == {"Gluon": "ilp_gluon.py for sm_90: no such layout"}
 
 
 def test_a_point_that_registers_do_not_admit_is_left_out():

@@ -102,6 +102,12 @@ def test_zero_blocks_have_no_say_and_nan_blocks_stay_nan():
 # Folding
 
 
+def pretend(monkeypatch, arch):
+    """CPU tensors pass for a chip's; what folds is the chain of torch operations."""
+    monkeypatch.setattr(matmul_gpu, "_arch", lambda where: arch)
+    monkeypatch.setattr(matmul_gpu, "_has_fold_kernel", lambda mx, parts: False)
+
+
 def lowest_set_bits(values):
     """Exponent of the lowest set bit of float32 numbers; zeros count as 0."""
     numerators = (values.double() * 2.0**30).long()
@@ -134,6 +140,41 @@ def test_folding_leaves_zero_and_nan_blocks_out():
     assert wide.scales[1].tolist() == [127, int(mx.scales[1, 5:].max())]
     assert torch.equal(wide.dequantize().isnan(), mx.dequantize().isnan())
     assert (wide.dequantize()[1, :128] == 0).all()
+
+
+def every_fold(fmt):
+    """Every code by every distance from the largest scale, each beside blocks of ones that have it.
+
+    Scales of blocks of zeros, and NaN, have no say; the last rows hold nothing else.
+    """
+    codes = torch.arange(256, dtype=torch.uint8).view(8, 32)
+    ones = fmt.encode(torch.ones(32))
+    zeros = torch.tensor([0, fmt.sign_code], dtype=torch.uint8).repeat(16)
+    row = torch.stack([ones, *codes[:3], ones, *codes[3:6], ones, *codes[6:], zeros])
+    lower = torch.tensor([0, 1, 1, 1] * 3) * torch.arange(40)[:, None]
+    scales = (130 - lower).to(torch.uint8)
+    scales[:, -1] = 254
+    scales[1::2, 6] = NAN
+    scales[-1] = torch.tensor([254, 0, 1, 2] * 3)
+    elements = row.flatten().repeat(43, 1)
+    elements[40:] = zeros.repeat(12)
+    none = torch.tensor([[0] * 12, [NAN] * 12, [0, NAN, 254] * 4], dtype=torch.uint8)
+    return MXTensor(elements, torch.cat([scales, none]), fmt, -1, 32)
+
+
+def assert_same_fold(got, expected):
+    assert (got.fmt, got.block) == (expected.fmt, expected.block)
+    assert torch.equal(got.scales, expected.scales)
+    nan = expected.fmt.decode(expected.elements).isnan()
+    assert torch.equal(got.fmt.decode(got.elements).isnan(), nan)
+    assert torch.equal(got.elements[~nan], expected.elements[~nan])
+
+
+@pytest.mark.parametrize("block", [64, 96, 128])
+def test_folds_into_other_blocks_keep_the_values(block):
+    """128 codes of one exponent: each fold says the same number."""
+    mx = whole_numbers(3, 384)
+    assert torch.equal(fold(mx, block).dequantize(), mx.dequantize())
 
 
 @pytest.mark.parametrize(("rule", "bound"), [("rceil", 1e-6), ("floor", 1e-6)])
@@ -272,7 +313,7 @@ def test_dot_scaled_checks_its_scales_where_the_chip_has_none(arch, monkeypatch)
     [(-127, 0, "-127 to -127 in a"), (-70, -70, "-70 to -70 in b"), (100, 100, "100 to 100 in a and 100 to 100 in b")],
 )
 def test_folded_scales_whose_products_leave_float32_are_refused(a, b, told, monkeypatch):
-    monkeypatch.setattr(matmul_gpu, "_arch", lambda where: "sm_90")
+    pretend(monkeypatch, "sm_90")
     a, b = (whole_numbers(4, 128, exponents=(e, e + 1)) for e in (a, b))
     with pytest.raises(ValueError, match=f"{told}.* between -126 and 127"):
         matmul_gpu.matmul(a, b, "folded_128")
@@ -297,7 +338,7 @@ def test_cublas_gets_folded_codes_and_scales_as_torch_wants_them(monkeypatch):
         return (wide @ (right.T.float() * right_scales.repeat_interleave(128, 1)).T).to(output_dtype)
 
     monkeypatch.setattr(functional, "scaled_mm", defined)
-    monkeypatch.setattr(matmul_gpu, "_arch", lambda where: "sm_90")
+    pretend(monkeypatch, "sm_90")
     a, b = whole_numbers(7, 256, exponents=(-2, 1)), whole_numbers(3, 16, 256, exponents=(-1, 2), seed=5)
     out = matmul_gpu.grouped_matmul(a, b, [3, 0, 4], "folded_cublas")
     assert torch.equal(out, reference.grouped_matmul(a, b, [3, 0, 4]))
@@ -411,7 +452,7 @@ def test_in_another_order_of_k_registers_get_a_by_ldmatrix(monkeypatch):
 
 
 def test_a_tile_of_ones_own(monkeypatch):
-    monkeypatch.setattr(matmul_gpu, "_arch", lambda where: "sm_90")
+    pretend(monkeypatch, "sm_90")
     monkeypatch.setattr(matmul_gpu._Launch, "__call__", lambda self, *a: lambda: (self.tile_m, self.num_warps))
     for route in KERNEL_ROUTES:
         (m, _, _), warps, _ = tile_of(route, "sm_90")

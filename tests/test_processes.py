@@ -74,6 +74,19 @@ def test_what_a_program_started_ends_with_it(tmp_path, monkeypatch, sleeper):
     assert ends(number_in(told))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has gone")
+def test_a_program_ends_when_the_one_that_waits_for_it_is_killed(tmp_path):
+    told = tmp_path / "number"
+    sleeper = f"import os, pathlib; pathlib.Path({str(told)!r}).write_text(str(os.getpid())); {OBEDIENT}"
+    program = "import sys; from chipmath.processes import run_group\n"
+    program += f"run_group([sys.executable, '-c', {sleeper!r}], timeout=600)"
+    command = subprocess.Popen([sys.executable, "-c", program], env=environment(), start_new_session=True)
+    number = number_in(told)
+    command.kill()
+    command.wait()
+    assert ends(number)
+
+
 def test_a_group_within_a_group_ends_too(tmp_path):
     told = tmp_path / "number"
     program = NESTED.format(parent=PARENT.format(sleeper=OBEDIENT))

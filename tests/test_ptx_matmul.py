@@ -15,7 +15,7 @@ from chipmath.quantize import MXTensor
 from oracles.execute import mistake
 from oracles.memory import AccessError
 from oracles.ptx_shared import Shared
-from test_matmul_gpu import NAN, seeded, whole_numbers
+from test_matmul_gpu import NAN, assert_same_fold, every_fold, seeded, whole_numbers
 
 KERNELS = ("dot_scaled", "fp16_relative", "folded_128")
 # sm_90 multiplies by wgmma, sm_89 and sm_120 by mma.sync, sm_120 with block scales in the instruction.
@@ -117,6 +117,19 @@ def test_one_pass_dequantizes_every_code_at_both_ends(compiled, fmt):
     out, expected = matmul_gpu.dequantize(mx), mx.dequantize(torch.bfloat16)
     assert torch.equal(out.isnan(), expected.isnan())
     assert torch.equal(out.nan_to_num().view(torch.int16), expected.nan_to_num().view(torch.int16))
+
+
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("fmt", [E4M3, E5M2], ids=str)
+def test_one_pass_folds_every_code_by_every_distance(compiled, fmt, block):
+    mx = every_fold(fmt)
+    expected = matmul_gpu.fold(mx, block)
+    launchers = compiled("sm_90")
+    assert_same_fold(matmul_gpu.fold(mx, block), expected)
+    assert all((launchers["fold"].stores[name] == 1).all() for name in ("folded", "folded_scales"))
+    compiled("sm_90", mistake(r"max\.s32", "min.s32"), ["fold"])
+    with pytest.raises(AssertionError):
+        assert_same_fold(matmul_gpu.fold(mx, block), expected)
 
 
 # --- code that is wrong on purpose ------------------------------------------------------------------------------------

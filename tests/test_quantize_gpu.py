@@ -507,15 +507,20 @@ def test_a_rehearsal_times_everything_and_a_peer_that_fails_says_why(monkeypatch
 
 @needs_triton
 @pytest.mark.usefixtures("timed_once")
-def test_a_step_that_is_wrong_or_does_not_run_costs_itself_alone(monkeypatch):
+@pytest.mark.parametrize("what", ["resources", "a pass"])
+def test_a_step_that_is_wrong_or_does_not_run_costs_itself_alone(monkeypatch, what):
+    """Too much of a chip is a TritonError; what a pass of the compiler does not know, a RuntimeError."""
     from triton.runtime.errors import OutOfResources
 
     wide, sixteen = "both: through shared memory, 32 x 512", "both: 16 rows a thread"
     run, prepared = quantizers._OnCpu.run, quantizers._prepared
+    by_pass = RuntimeError("PassManager::run failed")
+    error = OutOfResources(300000, 232448, "shared memory") if what == "resources" else by_pass
+    told = "out of resource: shared memory, Required: 300000" if what == "resources" else "PassManager::run failed"
 
     def refuses(on, launch):
         if launch.configuration.tile == (32, 512):
-            raise OutOfResources(300000, 232448, "shared memory")
+            raise error
         run(on, launch)
 
     def by_floor(name, x, buffers, arch):
@@ -526,7 +531,7 @@ def test_a_step_that_is_wrong_or_does_not_run_costs_itself_alone(monkeypatch):
     monkeypatch.setattr(quantizers._OnCpu, "run", refuses)
     monkeypatch.setattr(quantizers, "_prepared", by_floor)
     rows = {row["kernel"]: row for row in quantizers.rehearse(silent)[1]}
-    assert rows[wide]["note"].startswith("does not run here: out of resource: shared memory, Required: 300000")
+    assert rows[wide]["note"].startswith(f"does not run here: {told}")
     assert rows[sixteen]["wrong_bytes"] > 0
     assert {name for name, row in rows.items() if row["bytes_per_s_p50"] is None} == {wide, sixteen}
 

@@ -390,8 +390,14 @@ def compile_cuda(path: str | Path, arch: str, defines: dict[str, object], *, ker
     unit = _unit(arch, NVIDIA_ARCHS, "compile_cuda")
     target = unit.arch[3:] + ("a" if int(unit.arch[3:]) >= 90 else "")
     nvcc = find_cuda_tool("nvcc")
-    build = functools.partial(_nvcc_build, nvcc) if nvcc else _nvrtc_build
-    code, ptx, compiler = build(Path(path).resolve(), target, _macros(defines))
+    source = (Path(path).resolve(), target, _macros(defines))
+    try:
+        code, ptx, compiler = _nvcc_build(nvcc, *source) if nvcc else _nvrtc_build(*source)
+    except CompileError as error:
+        # An old toolkit on the PATH, beside a torch whose wheels bring a newer NVRTC.
+        if not nvcc or "Unsupported gpu architecture" not in error.log or not _libnvrtc():
+            raise
+        nvcc, (code, ptx, compiler) = None, _nvrtc_build(*source)
     names = [name[len(".text.") :] for name in _Elf(code).sections if name.startswith(".text.")]
     return _nvidia_binary(
         unit.arch,

@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from chipmath.devices import device
 from chipmath.formats import E4M3, E5M2, E8M0, ElementFormat, float32_bits
 from chipmath.matmul import check_pair, checked_sizes
 from chipmath.matmul_tiles import Tile, constants_of, tile_of
@@ -54,7 +55,9 @@ NEED_TRITON = {
 }
 ROUTES = tuple(ROUTE_ARCHS)
 KERNEL_ROUTES = ("dot_scaled", "fp16_relative", "folded_128")
+BLOCK = 32  # elements of an MX block
 FOLDED_BLOCK = 128
+FOLDED_A_LANE = 16  # codes: one load
 DEQUANTIZED_BLOCKS = 64  # a program: 16 elements of 128 threads each
 # Only whole products of two scales that are normal float32 numbers are put back exactly.
 FLOAT32_EXPONENTS = (-126, 127)
@@ -143,10 +146,12 @@ def fold(mx: MXTensor, block: int = FOLDED_BLOCK) -> MXTensor:
 
     Codes of a block whose scale was d binades lower are divided by 2**d and rounded to nearest even. That is lossless
     for an element whose lowest set bit stays at or above the format's smallest step; else it is off by at most half of
-    that step. Zero blocks are left out, and a block with a NaN scale becomes NaN codes.
+    that step. Zero blocks are left out, and a block with a NaN scale becomes NaN codes. Which NaN is the chip's choice.
     """
     if mx.elements.shape[-1] % block or block % mx.block:
         raise ValueError(f"K = {mx.elements.shape[-1]} in blocks of {mx.block} does not fold into blocks of {block}")
+    if _has_fold_kernel(mx, block // mx.block):
+        return _fold_in_one_pass(mx, block)
     exponents, live = _exponents(mx)
     wide = (*exponents.shape[:-1], -1, block // mx.block)
     lowest = torch.iinfo(torch.int32).min
@@ -158,6 +163,27 @@ def fold(mx: MXTensor, block: int = FOLDED_BLOCK) -> MXTensor:
     ]
     codes = torch.where((mx.scales == E8M0.nan_code).repeat_interleave(mx.block, -1), mx.fmt.nan_code, codes)
     return MXTensor(codes.to(torch.uint8), E8M0.encode(top), mx.fmt, -1, block)
+
+
+def _has_fold_kernel(mx: MXTensor, parts: int) -> bool:
+    known = mx.fmt in FP8 and mx.block == BLOCK and parts & (parts - 1) == 0  # tl.arange wants a power of two
+    return known and _arch(mx.elements.device) in ROUTE_ARCHS["folded_128"]
+
+
+def _fold_in_one_pass(mx: MXTensor, block: int) -> MXTensor:
+    from chipmath import matmul_kernels
+
+    codes, scales = _fp8(mx), mx.scales.contiguous()
+    folded = torch.empty_like(codes)
+    wide = torch.empty(*scales.shape[:-1], scales.shape[-1] * BLOCK // block, dtype=torch.uint8, device=codes.device)
+    warps = 4
+    blocks = warps * device(_arch(codes.device)).wave_lanes * FOLDED_A_LANE // block
+    if wide.numel():
+        matmul_kernels.fold[(-(-wide.numel() // blocks),)](
+            codes, codes.view(torch.int32), scales, folded, wide, wide.numel(),
+            PARTS=block // BLOCK, BLOCKS=blocks, num_warps=warps,
+        )  # fmt: skip
+    return MXTensor(folded.view(torch.uint8), wide, mx.fmt, -1, block)
 
 
 def dequantize(mx: MXTensor) -> Tensor:

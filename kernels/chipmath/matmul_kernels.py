@@ -12,7 +12,8 @@ no mask; EVEN_K says that TILE_K divides K, and only then it has none.
 
 Scales that are float32 lie as programs read them ("by tile"): a row for each block of K, and in it TILE_M (or TILE_N)
 scales for each tile, one tile of a group after the other. So a tile's scales are contiguous and aligned, whatever its
-first row, and Triton copies those of later steps ahead of time as it does the codes.
+first row. Triton copies fp16_relative's of later steps ahead of time, as it does the codes; folded_128's it loads in
+their own step, before the product that they are to be multiplied with.
 
 Within a tile, addresses are 32-bit offsets from one 64-bit address: that many registers less.
 """
@@ -204,3 +205,47 @@ def dequantize(codes, scales, target, blocks, BLOCKS: tl.constexpr):
     scale = tl.where(byte == 255, float("nan"), (byte << 23).to(tl.float32, bitcast=True))
     values = tl.load(codes + at, mask=exists[:, None], other=0.0).to(tl.float32) * scale[:, None]
     tl.store(target + at, values.to(tl.bfloat16), mask=exists[:, None])
+
+
+@triton.jit
+def _part(down):
+    """2**-down as float16, for 0 to 24; from 15 on it is a subnormal number."""
+    bits = tl.where(down < 15, (15 - down) << 10, (1 << 24 - down))
+    return bits.to(tl.int16).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def fold(codes, words, scales, folded, folded_scales, blocks, PARTS: tl.constexpr, BLOCKS: tl.constexpr):
+    """`matmul_gpu.fold` in one pass: PARTS MX blocks to a new one, BLOCKS new ones a program.
+
+    codes, folded  viewed as FP8; words: the codes once more, four to an int32, which shows blocks of zeros soonest
+    Grid (blocks / BLOCKS,), rounded up.
+
+    A code is an exact float16, and so is each of its quotients, but for those that round to zero whatever they are.
+    Half of E4M3's smallest step is 2**-10, and 20 binades down its largest number is less; for E5M2 it is 2**-17, and
+    34 binades, which are taken in two halves, as float16 has no number below 2**-24.
+    """
+    block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
+    part = block[:, None] * PARTS + tl.arange(0, PARTS)[None, :]
+    exists = (block < blocks)[:, None]
+    byte = tl.load(scales + part, mask=exists, other=255).to(tl.int32)
+    word = tl.load(words + part[:, :, None] * (BLOCK // 4) + tl.arange(0, BLOCK // 4), mask=exists[:, :, None], other=0)
+    live = (tl.max(word & 0x7F7F7F7F, 2) != 0) & (byte != 255)
+    top = tl.max(tl.where(live, byte, -1), 1)
+    top = tl.where(top < 0, 127, top)  # nothing but zeros and NaN: 2**0
+    IS_E5M2: tl.constexpr = codes.dtype.element_ty == tl.float8e5
+    down = tl.minimum(tl.where(live, top[:, None] - byte, 0), 34 if IS_E5M2 else 20)
+    first = down >> 1 if IS_E5M2 else down
+    power = tl.where(byte == 255, float("nan"), _part(first))
+    at = part[:, :, None] * BLOCK + tl.arange(0, BLOCK)
+    code = tl.load(codes + at, mask=exists[:, :, None], other=0.0)
+    number = code.to(tl.float16)
+    divided = number * power[:, :, None]
+    if IS_E5M2:
+        divided *= _part(down - first)[:, :, None]
+    new = divided.to(code.dtype)
+    if IS_E5M2:  # conversions make Inf the largest number
+        is_inf = (code.to(tl.uint8, bitcast=True) & 0x7F) == 0x7C
+        new = tl.where(is_inf & (byte != 255)[:, :, None], code, new)
+    tl.store(folded + at, new, mask=exists[:, :, None])
+    tl.store(folded_scales + block, top.to(tl.uint8), mask=block < blocks)

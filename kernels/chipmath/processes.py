@@ -1,12 +1,15 @@
 """What a command owes whoever started it, and the programs that it starts: an end that leaves nothing behind."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # opened here: not between fork and exec
 
 GRACE_SECONDS = 5.0  # to end in good order, before the system ends it
 
@@ -37,13 +40,22 @@ def run_group(command: list[str], *, timeout: float | None, **options: Any) -> s
              program alone
     options  of `subprocess.Popen`
     """
-    with subprocess.Popen(command, start_new_session=True, **options) as process:
+    with subprocess.Popen(command, start_new_session=True, preexec_fn=_end_with_parent, **options) as process:
         try:
             out, errors = process.communicate(timeout=timeout)
         except BaseException:  # Ctrl-C, too: the terminal sends it to this process's group, not to the new one
             _end_group(process)
             raise
     return subprocess.CompletedProcess(command, process.returncode, out, errors)
+
+
+def _end_with_parent() -> None:
+    """In the new process: end when the one that waits for it is killed, which has no time to end anything. Linux only.
+
+    A run on a GPU that nobody waits for any more would disturb the next one.
+    """
+    if _LIBC is not None:
+        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
 
 
 def _end_group(process: subprocess.Popen) -> None:

@@ -61,10 +61,15 @@ def _waitcnt(machine: Machine, ins: Instruction) -> None:
 
 
 def _setreg(machine: Machine, ins: Instruction) -> None:
-    """S_SETREG_IMM32_B32: bit 23 of MODE is FP16_OVFL (CDNA4 ISA, section 3.8), the only one modelled."""
-    if ins.operands[0].replace(" ", "") != "hwreg(HW_REG_MODE,23,1)":
-        ins.refuse("only FP16_OVFL")
-    machine.saturate[machine.here] = bool(int(ins.operands[1], 0))
+    """S_SETREG_IMM32_B32: bit 23 of MODE is FP16_OVFL; bits 2 and 3 round float16 and float64, 0 to nearest even.
+
+    CDNA4 ISA, section 3.8. No other is modelled, nor another rounding.
+    """
+    field, value = ins.operands[0].replace(" ", ""), int(ins.operands[1], 0)
+    if field == "hwreg(HW_REG_MODE,23,1)":
+        machine.saturate[machine.here] = bool(value)
+    elif (field, value) != ("hwreg(HW_REG_MODE,2,2)", 0):
+        ins.refuse("only FP16_OVFL, and rounding to nearest even")
 
 
 def _getreg(machine: Machine, ins: Instruction) -> None:
@@ -202,13 +207,25 @@ def _packed_move(machine: Machine, ins: Instruction) -> None:
 
 
 def _convert(machine: Machine, ins: Instruction) -> None:
-    """V_CVT_PK_{FP8,BF8}_F32 and V_CVT_SCALEF32_PK_…: two codes into the half that op_sel's last bit names."""
+    """V_CVT_PK_{FP8,BF8}_F32 and V_CVT_SCALEF32_PK_…: two codes into the half that op_sel's last bit names.
+
+    Of two registers of float32, or of the halves of one of float16.
+    """
     ins.only("op_sel")
     chip, count = machine.program.chip, len(ins.operands)
     if chip is None:
         ins.refuse("the text names no .amdgcn_target")
-    numbers = [machine.source(ins, text, "f32", place).astype(float) for place, text in enumerate(ins.operands[1:3])]
-    if "scalef32" in ins.opcode:  # the exponent of the last source divides
+    if ins.opcode.endswith("_f16"):
+        word = machine.registers(ins, ins.operands[1], 1)[0]
+        halves = ((word >> U32(16 * which)).astype(np.uint16).view(np.float16) for which in (0, 1))
+        numbers = [half.astype(float) for half in halves]
+    else:
+        numbers = [
+            machine.source(ins, text, "f32", place).astype(float) for place, text in enumerate(ins.operands[1:3])
+        ]
+    if ins.opcode.endswith("_f16") and operand(ins.operands[2]).value != 1.0:
+        ins.refuse("a scale other than 1.0")
+    elif "scalef32" in ins.opcode and not ins.opcode.endswith("_f16"):  # the exponent of the last source divides
         exponent = machine.source(ins, ins.operands[3], "u32", 2) >> U32(23) & U32(0xFF)
         if (exponent == 0xFF).any():
             ins.refuse("a scale that is NaN")
@@ -290,7 +307,7 @@ SPECIAL = {
     r"v_cvt_scalef32_pk_f(16|32)_(fp8|bf8)": _widen,
     r"v_pk_mov_b32": _packed_move,
     r"v_fma_mix_f32": _mix,
-    r"v_cvt_(scalef32_)?pk_[fb][pf]?8_f32": _convert,
+    r"v_cvt_(scalef32_)?pk_[fb][pf]?8_f32|v_cvt_scalef32_pk_(fp8|bf8)_f16": _convert,
     r"(buffer|global)_(load|store)_[a-z0-9]+": cdna_memory.access,
     r"ds_read(2(st64)?)?_[bu]\d+|ds_write(2(st64)?)?_b\d+|ds_write_b(8|16)_d16_hi": cdna_memory.lds,
     r"v_mfma_.*": _matrix,

@@ -299,7 +299,10 @@ FP8_NUMBERS = {"e4m3": E4M3, "e5m2": E5M2}
 
 
 def _to_fp8(name: str):
-    """cvt.rn.satfinite.*x2.f32 d, a, b: a in the upper byte; to nearest even, saturating (Inf too), NaN as 0x7F."""
+    """cvt.rn.satfinite.*x2.f32 d, a, b: a in the upper byte; to nearest even, saturating (Inf too), NaN as 0x7F.
+
+    cvt.rn.satfinite.*x2.f16x2 d, a: the same of a's halves, the upper one in the upper byte.
+    """
     numbers = FP8_NUMBERS[name]
 
     def codes(values: np.ndarray) -> np.ndarray:
@@ -307,9 +310,13 @@ def _to_fp8(name: str):
         return np.where(np.isnan(values), 0x7F, code | np.where(np.signbit(values), 0x80, 0)).astype(np.uint16)
 
     def handler(machine: Machine, each: Instruction, active: np.ndarray) -> None:
-        if each.modifiers != ("rn", "satfinite", f"{name}x2", "f32"):
+        if each.modifiers == ("rn", "satfinite", f"{name}x2", "f32"):
+            upper, lower = (codes(machine.read(operand, "f32")) for operand in each.operands[1:])
+        elif each.modifiers == ("rn", "satfinite", f"{name}x2", "f16x2"):
+            halves = machine.read(each.operands[1], "b32").view(np.float16).reshape(-1, 2)
+            upper, lower = codes(halves[:, 1]), codes(halves[:, 0])
+        else:
             raise NotImplementedError(each.text)
-        upper, lower = (codes(machine.read(operand, "f32")) for operand in each.operands[1:])
         machine.write(each.operands[0], (upper << np.uint16(8)) | lower, active)
 
     return handler
@@ -329,7 +336,7 @@ def _from_fp8(name: str):
 
 def _packed(name: str):
     to, back = _to_fp8(name), _from_fp8(name)
-    return lambda machine, each, active: (back if "f16x2" in each.modifiers else to)(machine, each, active)
+    return lambda machine, each, active: (to if "satfinite" in each.modifiers else back)(machine, each, active)
 
 
 def _to_bfloat16(machine: Machine, each: Instruction, active: np.ndarray) -> None:

@@ -9,7 +9,7 @@ close by what `gemm_routes` counts.
 from collections.abc import Callable
 
 from chipmath.crosscompile import find_triton
-from chipmath.devices import MIB, PRODUCTS
+from chipmath.devices import DEVICES, MIB, PRODUCTS
 from chipmath.experiments import gemm_routes
 from chipmath.experiments.experiment import ExperimentError, MeasuredExperiment, Progress, Row, Shown
 from chipmath.experiments.gemm_routes import KERNEL_ROUTES, RUNNERS_UP, case_of, chosen, least_clocks
@@ -35,6 +35,8 @@ IN_FP8 = ("folded_128", "folded_cublas")
 def measure(gpu: Gpu, quick: bool, progress: Progress) -> tuple[dict, list[Row]]:
     """Method and rows on torch's current GPU."""
     find_triton()  # says how to get it where it is missing
+    if gpu.arch not in DEVICES:
+        raise ExperimentError(f"gemm_speed knows {', '.join(DEVICES)}, not {gpu.arch}")
     shapes = QUICK_SHAPES if quick else SHAPES
     needed = max(16 * (m * k + n * k) + 12 * m * n for m, n, k in shapes)
     if gpu.memory_bytes < 2 * needed:
@@ -90,7 +92,7 @@ def _measure(
         "reference": f"{REFERENCE} of the same values, float32 result",
         "checked": f"{CHECKED_ROWS} rows against float64 before timing",
         "left_out": left_out,
-        "conversion": "of both operands, in torch operations; dequantize_cublas converts inside its time",
+        "conversion": "of both operands, checks included; dequantize_cublas converts inside its time",
     }
     return method, rows
 
@@ -137,20 +139,20 @@ def _candidates(where: str, arch: str, shape: Shape, with_tiles: bool, tell: Cal
         asked += [(tile_name(route, tile), route, tile) for route in ours for tile in RUNNERS_UP[route]]
     for name, route, tile in asked:
         tell(name)
-        if route == "dequantize_cublas":
-            matmul_gpu.plan(a, b, route)  # its check; what is timed converts each time
-            candidates[name] = lambda i: matmul_gpu.bfloat16_product(matmul_gpu.dequantize(a), matmul_gpu.dequantize(b))
-            continue
-        multiply = matmul_gpu.plan(a, b, route) if tile is None else matmul_gpu.plan(a, b, route, tile=tile)
-        if why := _refusal(multiply):
+        chosen = {} if tile is None else {"tile": tile}
+        multiply, why = _begun(lambda route=route, chosen=chosen: matmul_gpu.plan(a, b, route, **chosen))
+        if why:
             refused[name] = why
+            continue
+        if route == "dequantize_cublas":  # what is timed converts each time
+            candidates[name] = lambda i: matmul_gpu.bfloat16_product(matmul_gpu.dequantize(a), matmul_gpu.dequantize(b))
             continue
         candidates[name] = lambda i, multiply=multiply: multiply()
         if tile is None:
             conversions[f"convert for {name}"] = lambda i, route=route: matmul_gpu.plan(a, b, route)
     if where == "cuda" and arch in matmul_gpu.ROUTE_ARCHS["folded_128"] + matmul_gpu.NATIVE_SCALES:
         multiply, codes = _fp8_reference(a, b, checked)
-        if why := _refusal(multiply):
+        if why := _begun(lambda: multiply)[1]:
             refused[FP8_REFERENCE] = why
         else:
             candidates[FP8_REFERENCE] = lambda i: multiply()
@@ -167,17 +169,19 @@ def _candidates(where: str, arch: str, shape: Shape, with_tiles: bool, tell: Cal
     return candidates, errors, conversions, refused
 
 
-def _refusal(multiply) -> str:
-    """Why the installed library or compiler does not do this product; empty if it does.
+def _begun(plan):
+    """A product that has been planned and has run once; or None, and why the installed software does not do it.
 
-    The recording says so in left_out. Triton's errors are a compiler's, or of a kernel that wants more than a chip has.
+    The recording says so in left_out. Triton's errors are a compiler's, or of a kernel that wants more than a chip has;
+    ValueError is a route's, which knows the releases that it needs.
     """
     try:
+        multiply = plan()
         multiply()
     # NotImplementedError (cublasLt before 12.9) is a RuntimeError
     except (RuntimeError, ValueError, find_triton().TritonError) as error:
-        return str(error).strip().partition("\n")[0]
-    return ""
+        return None, str(error).strip().partition("\n")[0]
+    return multiply, ""
 
 
 def _fp8_reference(a, b, checked):

@@ -111,18 +111,25 @@ def _first_error(text: str) -> str:
 
 
 def _measure(arch: str, kernels: list[str], its: Profile, code: Code, progress: Progress) -> tuple[dict, list[Row]]:
-    rows = []
+    rows, left_out = [], {}
     for done, kernel in enumerate(kernels):
         progress(done, len(kernels), kernel)
-        counted, taken = read(its(kernel), FUNCTIONS[kernel]), code(kernel)
+        try:
+            counted, taken = read(its(kernel), FUNCTIONS[kernel]), code(kernel)
+        except ExperimentError as error:  # the other kernel's counts stand all the same
+            left_out[kernel] = str(error)
+            continue
         rows.append(
             {"kernel": kernel}
             | {name: counted[metric] / 100 for name, metric in METRICS.items()}
             | {"registers": int(counted[REGISTERS]), "compiled_registers": taken["registers"]}
             | {"admitted_by_model": _share(taken, arch), "limiters": taken["limiters"]}
         )
+    if not rows:
+        raise ExperimentError("; ".join(left_out.values()))
     progress(len(kernels), len(kernels), "done")
     method = {
+        "left_out": left_out,
         "profiler": "ncu, clocks as they are, second launch of a process of its own",
         "metrics": ", ".join([*METRICS.values(), REGISTERS]),
         "input": f"standard normal, {SIZE} x {SIZE}, seed {SEED}",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from chipmath.crosscompile import (
     Binary,
+    CompileError,
     CompilerMissing,
     compile_cuda,
     compile_hip,
@@ -251,7 +252,7 @@ def _compile(cases: list[Point], progress: Progress) -> tuple[dict[tuple[str, in
         kernels = (_kernel(case) for case in cases if case.source == source)
         try:
             binaries |= compile_at_once(compile_chains, kernels, tell, at_a_time=1 if source == "Gluon" else None)
-        except CompilerMissing as error:
+        except (CompilerMissing, CompileError) as error:  # one that refuses the source is as good as none
             missing[source] = str(error)
     if missing and not binaries:
         raise CompilerMissing("; ".join(missing.values()))

@@ -28,8 +28,9 @@ CONVERTERS = r"F2FP.*E[45]M[23]|v_cvt_(scalef32_)?pk_[fb]"
 SHARED = r"LDS|STS|LDSM|STSM|^ds_(read|write)"  # ds_bpermute only moves values between lanes
 MAXIMA = r"^FMNMX|^v_(pk_)?max"
 EXCHANGES = r"^SHFL|^ds_bpermute|_dpp$|permlane|^ds_swizzle"  # between lanes of a wave
-# NVIDIA: all that issues for half of a warp a clock if only 64 of an SM's 128 lanes have a unit for it.
-HALF_RATE = r"^(FMNMX|FSEL|FSETP|VIMNMX|VIADD|IADD|ISETP|LOP3|PLOP3|LEA|PRMT|SEL|SHF|F2FP)"
+# NVIDIA: all that issues for half of a warp a clock if only 64 of an SM's 128 lanes have a unit for it. Integers'
+# multiply-adds have such a unit of their own; exchanges go another way.
+HALF_RATE = r"^(FMNMX|FSEL|FSETP|VIMNMX|VIADD|IADD|ISETP|LOP3|PLOP3|LEA|PRMT|SEL|SHF\.|F2FP)"
 PADDING = r"^NOP$|^s_code_end$"
 SCALAR = r"^s_"  # AMD: wait states, branches and scalar arithmetic, issued beside the vector instructions
 
@@ -180,7 +181,7 @@ EXPERIMENT = CompiledExperiment(
         "shared_operations": "on shared memory or LDS",
         "maxima_an_element": "floating-point maxima and minima, over elements_a_thread",
         "exchanges_an_element": "between lanes, over elements_a_thread",
-        "half_rate_an_element": "comparisons, selections, integer, logic and conversions of floats (NVIDIA)",
+        "half_rate_an_element": "comparisons, selections, integers but their multiply-adds, logic, float conversions (NVIDIA)",
         "loads_ahead": "share of a thread's loads before its first exchange with another lane",
     },
     cases=_cases(),

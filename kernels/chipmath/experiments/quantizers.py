@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from chipmath.crosscompile import find_triton
-from chipmath.devices import GIB, PRODUCTS
+from chipmath.devices import DEVICES, GIB, PRODUCTS
 from chipmath.experiments.experiment import ExperimentError, MeasuredExperiment, Progress, Shown
 from chipmath.experiments.quantizer_code import VARIANTS
 from chipmath.experiments.timing import Candidate, GraphStopwatch, Stopwatch, host_stopwatch, spread, take_turns
@@ -47,6 +47,8 @@ Tell = Callable[[str], None]  # what is compiled and checked next
 def measure(gpu: Gpu, quick: bool, progress: Progress) -> tuple[dict, list[dict]]:
     """Method and rows on torch's current GPU."""
     find_triton()  # says how to get it where it is missing
+    if gpu.arch not in DEVICES:
+        raise ExperimentError(f"quantizers knows {', '.join(DEVICES)}, not {gpu.arch}")
     if gpu.memory_bytes < MEMORY_BYTES:
         needed, has = MEMORY_BYTES / GIB, gpu.memory_bytes / GIB
         raise ExperimentError(f"quantizers wants {needed:.0f} GiB of memory, this GPU has {has:.0f}")
@@ -280,7 +282,9 @@ def _ours(
                     buffer.copy_(~right)  # poison: every byte is wrong
                 on.run(its[-1])
                 wrong[name] += _wrong_bytes(buffers[written], expected[written])
-        except find_triton().TritonError as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, find_triton().TritonError) as error:  # Triton's passes raise the former
             wrong[name], notes[name] = None, f"does not run here: {str(error).strip().splitlines()[0][:200]}"
         if wrong[name] != 0 and name in OURS:
             what = notes.get(name) or f"{wrong[name]} bytes differ from the reference's"
@@ -290,7 +294,7 @@ def _ours(
 
     def two_passes(i: int) -> None:
         candidates["rows"](i)
-        candidates["columns"](i)
+        candidates["columns"](i + (count + 1) // 2)  # of another source, or a large cache would serve this one again
 
     return candidates | {TWO_PASSES: two_passes}, wrong, notes
 
