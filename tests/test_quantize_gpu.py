@@ -681,6 +681,8 @@ def test_kernels_rotate_among_sources_and_two_passes_are_both(timed_here):
         sources = [source for _, source in launched[:: len(passes)]]
         assert sources[:SETS] == sources[SETS:]
         assert len(set(sources)) == SETS
+    pairs = zip(launched[::2], launched[1::2])  # of the last, two passes
+    assert all(rows != columns for (_, rows), (_, columns) in pairs), "a cache would serve the second pass"
 
 
 def test_the_plain_peers_write_our_bytes():

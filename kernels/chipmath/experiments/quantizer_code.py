@@ -181,7 +181,7 @@ EXPERIMENT = CompiledExperiment(
         "shared_operations": "on shared memory or LDS",
         "maxima_an_element": "floating-point maxima and minima, over elements_a_thread",
         "exchanges_an_element": "between lanes, over elements_a_thread",
-        "half_rate_an_element": "comparisons, selections, integers but their multiply-adds, logic, float conversions (NVIDIA)",
+        "half_rate_an_element": "comparisons, selections, integers but no multiply-add, logic, conversions (NVIDIA)",
         "loads_ahead": "share of a thread's loads before its first exchange with another lane",
     },
     cases=_cases(),
