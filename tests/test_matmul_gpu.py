@@ -15,6 +15,7 @@ import pytest
 import torch
 from chipmath import matmul as reference
 from chipmath import matmul_gpu
+from chipmath.crosscompile import compile_triton
 from chipmath.experiments import ExperimentError, gemm_routes, gemm_speed
 from chipmath.experiments.loops import innermost_loop
 from chipmath.experiments.resources import MATRIX_OPCODE
@@ -353,6 +354,30 @@ def test_tile_tables_cover_every_row_once():
 
 
 # Kernels, compiled
+
+
+FP8_NAMES = {E4M3: "fp8e4nv", E5M2: "fp8e5"}
+
+
+@pytest.mark.skipif(INTERPRETING, reason="interpreted kernels have no code")
+@pytest.mark.parametrize("fmt", EIGHT_BITS, ids=str)
+@pytest.mark.parametrize("arch", ROUTE_ARCHS["folded_128"])
+def test_folding_takes_few_instructions_and_wide_accesses(arch, fmt):
+    """Two bytes move for each code: on an H100, memory lets 20 instructions pass meanwhile."""
+    from chipmath import matmul_kernels
+
+    amd = arch.startswith("gfx")
+    letters, lanes = ("DS", 64) if amd else ("D", 32)
+    kinds = {"codes": FP8_NAMES[fmt], "words": "i32", "scales": "u8", "folded": FP8_NAMES[fmt], "folded_scales": "u8"}
+    signature = {name: f"*{kind}:{letters}" for name, kind in kinds.items()} | {"blocks": "i32:D"}
+    # as `fold` launches it: 16 codes a lane
+    constants = {"PARTS": 4, "BLOCKS": lanes // 2}
+    binary = compile_triton(matmul_kernels.fold, signature, constants, arch, num_warps=4)
+    every = binary.instructions() - binary.instructions(r"^NOP$|^s_code_end$")
+    assert every.total() / 16 <= (9 if fmt == E4M3 else 17)
+    assert binary.spills == 0
+    wide = binary.instructions(r"^LDG.*\.128|_load_dwordx4|^STG.*\.128|_store_dwordx4") - binary.instructions("^s_")
+    assert wide.total() == 3, "codes twice, as FP8 and as words, and what they become"
 
 
 def recorded_rows():

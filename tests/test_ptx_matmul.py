@@ -119,15 +119,15 @@ def test_one_pass_dequantizes_every_code_at_both_ends(compiled, fmt):
     assert torch.equal(out.nan_to_num().view(torch.int16), expected.nan_to_num().view(torch.int16))
 
 
-@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize(("arch", "block"), [("sm_90", 128), ("sm_90", 64), ("sm_89", 128), ("sm_120", 128)])
 @pytest.mark.parametrize("fmt", [E4M3, E5M2], ids=str)
-def test_one_pass_folds_every_code_by_every_distance(compiled, fmt, block):
+def test_one_pass_folds_every_code_by_every_distance(compiled, fmt, arch, block):
     mx = every_fold(fmt)
     expected = matmul_gpu.fold(mx, block)
-    launchers = compiled("sm_90")
+    launchers = compiled(arch)
     assert_same_fold(matmul_gpu.fold(mx, block), expected)
     assert all((launchers["fold"].stores[name] == 1).all() for name in ("folded", "folded_scales"))
-    compiled("sm_90", mistake(r"max\.s32", "min.s32"), ["fold"])
+    compiled(arch, mistake(r"max\.s32", "min.s32"), ["fold"])
     with pytest.raises(AssertionError):
         assert_same_fold(matmul_gpu.fold(mx, block), expected)
 
