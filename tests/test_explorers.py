@@ -18,7 +18,7 @@ from chipmath.occupancy import occupancy, occupancy_table, shared_ceilings
 from chipmath.quantize import SCALE_RULES, clipped, flushed, quantize, sqnr_db
 from conftest import ROOT, ToyBook
 from explorers.steps import Program, Symbol
-from test_browser import CHROMIUM, DESKTOP, FLAGS, PHONE, Visit
+from test_browser import DESKTOP, FLAGS, HEADLESS, PHONE, Visit
 from test_occupancy import GOLDEN as LAUNCHES
 from test_occupancy import REFUSED, random_launches
 from test_quantize import GOLDEN as BLOCKS
@@ -49,10 +49,10 @@ def book(tmp_path_factory):
 @pytest.fixture(scope="module")
 def chromium():
     playwright = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright")
-    if not CHROMIUM:
+    if not HEADLESS:
         pytest.skip("BROWSER TESTS SKIPPED: no chromium on this machine (Debian: apt install chromium)")
     with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = engine.chromium.launch(executable_path=HEADLESS, args=FLAGS)
         yield browser
         browser.close()
 
