@@ -15,7 +15,8 @@ import pytest
 import torch
 from chipmath import matmul as reference
 from chipmath import matmul_gpu
-from chipmath.crosscompile import compile_triton
+from chipmath.bench import PINNED
+from chipmath.crosscompile import compile_triton, find_triton
 from chipmath.experiments import ExperimentError, gemm_routes, gemm_speed
 from chipmath.experiments.loops import innermost_loop
 from chipmath.experiments.resources import MATRIX_OPCODE
@@ -373,9 +374,11 @@ def test_folding_takes_few_instructions_and_wide_accesses(arch, fmt):
     # as `fold` launches it: 16 codes a lane
     constants = {"PARTS": 4, "BLOCKS": lanes // 2}
     binary = compile_triton(matmul_kernels.fold, signature, constants, arch, num_warps=4)
+    assert binary.spills == 0
+    if find_triton().__version__ != PINNED["Triton"]:
+        pytest.skip("the bounds on instructions are of the pinned compilers")
     every = binary.instructions() - binary.instructions(r"^NOP$|^s_code_end$")
     assert every.total() / 16 <= (9 if fmt == E4M3 else 17)
-    assert binary.spills == 0
     wide = binary.instructions(r"^LDG.*\.128|_load_dwordx4|^STG.*\.128|_store_dwordx4") - binary.instructions("^s_")
     assert wide.total() == 3, "codes twice, as FP8 and as words, and what they become"
 
